@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from vizsla.cli.main import app
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.vector_source import VectorSource
-from vizsla.errors import DataError
+from vizsla.errors import DataError, UsageError
 from vizsla.run.gallery_search import open_gallery, search_refined
 from vizsla.search.chain import parse_chain
+from vizsla.search.filters import Filter
 from vizsla.search.folder_index import FolderIndex
 
 pytest.importorskip("cv2", reason="needs the extra local")
@@ -79,6 +80,24 @@ def test_an_index_with_local_needs_no_images(
     found.verify()
     assert best(where, queries) != "3.png"
     index(tmp_path / "gallery.emb", "-o", where)  # replaced: its folder is still an index
+
+
+def test_verify_takes_a_filter_that_leaves_one_image(
+    gallery: Embeddings, queries: Embeddings, tmp_path: Path
+) -> None:
+    where = tmp_path / "gallery.emb"
+
+    def ids(chain: str, name: str) -> list[str]:
+        ranking = search_refined(
+            open_gallery(where, "cpu"), str(where), queries, parse_chain(chain), 6,
+            Filter.parse([f"id={name}"]), same_set=False, device="cpu", progress=None,
+        )  # fmt: skip
+        return list(ranking.row(0))
+
+    assert ids("verify(n=6)", "2.png") == ["2.png"]
+    for chain in ("aqe+verify", "kreciprocal"):
+        with pytest.raises(UsageError, match=r"refine .* among 1 images: loosen filter"):
+            ids(chain, "2.png")
 
 
 def test_without_local_points_are_found_once(

@@ -214,7 +214,9 @@ def test_images_are_added_and_removed_with_all_their_tiles(kind: str, tmp_path: 
         again.verify()
         np.testing.assert_array_equal(again.embeddings().tile_vectors, both.tile_vectors)
     with pytest.raises(DataError, match=r"whole images only.*1\+2x2.*the same tiles"):
-        found.add(made(1, 2, first=1000).only_whole())
+        found.add(
+            dataclasses.replace(made(1, 2, first=1000).only_whole(), model_id="m without tiles")
+        )
 
 
 def test_an_index_in_half_precision_holds_tiles(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from vizsla.run.query_images import embedded_images
 from vizsla.run.validate_on import validate_on_by_vectors
 from vizsla.score.calibration import Calibration
 from vizsla.score.match_model import LISTED
-from vizsla.search.chain import Chain, parse_chain, rank_refined
+from vizsla.search.chain import AFTER, Chain, parse_chain, rank_refined
 from vizsla.search.exact import default_depth, require_comparable
 from vizsla.search.filters import Filter
 from vizsla.search.folder_index import SHOWN, FolderIndex
@@ -463,10 +463,10 @@ def search_refined(
         rows = np.flatnonzero(condition.mask(gallery.ids, gallery.attributes))
         gallery, keeper = gallery.subset(rows), None
         k = min(k, len(gallery))
-        if len(gallery) < 2:
-            raise UsageError(
-                f"--refine among {len(gallery)} images: loosen --filter, or leave it out"
-            )
+    compares_pairs = all(step.name in AFTER for step in chain.steps)
+    if len(gallery) < (1 if compares_pairs else 2):
+        loosen = "" if condition is None else "loosen --filter, or "
+        raise UsageError(f"--refine {chain} among {len(gallery)} images: {loosen}leave it out")
     whole = form.group_by is not None or form.diverse is not None
     ranking = rank_refined(
         queries, gallery, chain, len(gallery) - same_set if whole else k, same_set=same_set,

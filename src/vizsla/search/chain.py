@@ -135,7 +135,8 @@ def parse_chain(text: str, *, uses: str = QUERIES) -> Chain:
         if step.name not in EXPAND:
             raise UsageError(
                 f"--refine {text!r}: {step.name} gives the final order, so it must be last; only "
-                f"{' and '.join(EXPAND)} may come before it, and {', '.join(AFTER)} after it"
+                f"{' and '.join(EXPAND)} may come before it, and "
+                f"{', '.join(name for name in AFTER if name != step.name)} after it"
             )
     after = [step.name for step in steps[len(ranking) :]]
     if steps[0].name == KEEP or len(after) > len(set(after)):

@@ -266,6 +266,7 @@ class FolderIndex(Shown):
         Every search compares the new rows one by one, until they are a hundredth of the gallery:
         then they go into the structure, and recall is measured again.
         """
+        disk.require_same_tiles(embeddings.tiles, self.view.snapshot.tiles)  # or model_ids differ
         exact.require_comparable(
             embeddings.model_id, self.model_id, embeddings.dim, self.dim, what="new images"
         )

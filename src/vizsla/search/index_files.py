@@ -289,7 +289,6 @@ def _write_all(folder: Path, manifest: dict[str, Any], parts: Iterator[Part]) ->
 def append(snapshot: Snapshot, added: Embeddings) -> Snapshot:
     """The index with `added` after its last row. DataError: an id exists, or types do not fit."""
     folder, manifest = snapshot.folder, snapshot.manifest
-    require_same_tiles(added.tiles, snapshot.tiles)
     check_new(added.ids, added.all_vectors, snapshot.row_of)
     table = shards.shard_table(added.ids, added.attributes)
     before = shards.shard_table(

@@ -329,10 +329,10 @@ class MilvusIndex:
 
     def add(self, embeddings: Embeddings) -> None:
         """See Index.add."""
+        require_same_tiles(embeddings.tiles, self.tiles)  # other tiles are another model_id
         exact.require_comparable(
             embeddings.model_id, self.model_id, embeddings.dim, self.dim, what="new images"
         )
-        require_same_tiles(embeddings.tiles, self.tiles)
         check_new(embeddings.ids, embeddings.all_vectors, self._rows_of(embeddings.ids))
         if len(embeddings):
             self._insert((embeddings.ids, embeddings.all_vectors, embeddings.attributes))
