@@ -22,7 +22,7 @@ from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.options import GalleryOptions
 from vizsla.run import accepting, fused_runs, pipeline, several_models
 from vizsla.run.accepting import CALIBRATION, Accept
-from vizsla.run.config import RunConfig, again
+from vizsla.run.config import RunConfig, recorded_config
 from vizsla.run.finish import RunResult
 from vizsla.run.fused_runs import FusionConfig
 from vizsla.run.members import Member
@@ -112,7 +112,7 @@ def test_the_report_shows_decisions(accepted: RunResult, tmp_path: Path) -> None
 
 
 def test_a_run_is_repeated_with_its_decisions(accepted: RunResult) -> None:
-    second = pipeline.run(again(accepted.run.folder))
+    second = pipeline.run(recorded_config(accepted.run.folder))
     assert second.ranking.accepted is not None and accepted.ranking.accepted is not None
     assert second.ranking.accepted.tolist() == accepted.ranking.accepted.tolist()
 
@@ -135,7 +135,7 @@ def test_several_models_decide_together(home: Path) -> None:
     assert all((one.run.folder / CALIBRATION).is_file() for one in joint.members)
     assert all(one.calibration is None for one in joint.members)
     assert Calibration.load(joint.run.folder / CALIBRATION) == joint.calibration
-    found = several_models.again_models(joint.run.folder)
+    found = several_models.joint_configs(joint.run.folder)
     assert found is not None and {one.accept for one in found[0]} == {0.7}
 
 

@@ -417,7 +417,7 @@ def test_what_is_wrong_is_said_before_the_work(tinted: Path, tmp_path: Path) -> 
     assert len(Ranking.load(found.run.folder / "ranking.parquet")) == 2
     assert found.candidate == Candidate((Network(MODELS["first"]),)) and not found.steps
     text = " ".join(found.text().split())
-    assert text.startswith("nothing could be chosen, so this is the first model as it came: ")
+    assert text.startswith("nothing could be chosen, so this is the first model as it is: ")
     assert found.held_out.endswith(f"there are none in {bare}/training/<class>/")
     assert best(two).run == found.run
 

@@ -15,7 +15,7 @@ from vizsla import storage
 from vizsla.cli.main import app
 from vizsla.errors import DataError
 from vizsla.run import finished_run, pipeline
-from vizsla.run.config import RunConfig, again
+from vizsla.run.config import RunConfig, recorded_config
 from vizsla.score.calibration import Calibration
 from vizsla.score.scores import Scores
 from vizsla.search.ranking import Ranking
@@ -66,7 +66,8 @@ def test_a_run_is_repeated_without_its_sheets(run_folder: Path, tmp_path: Path) 
 
 
 def test_the_scores_of_a_run_come_out_again(run_folder: Path) -> None:
-    ranking, _, scores = finished_run.judge_run(run_folder, ks=(1, 5, 10), cluster="label")
+    truth = finished_run.known_truth_of_run(run_folder)
+    ranking, _, scores = finished_run.score_run(run_folder, truth, ks=(1, 5, 10), cluster="label")
     stored = Scores.load(run_folder / "scores.json")
     assert scores.queries == stored.queries and len(ranking) == 16
     assert scores.per_query("map") == stored.per_query("map")
@@ -89,16 +90,19 @@ def test_a_run_of_another_k_is_scored_as_it_was(run_folder: Path, tmp_path: Path
     rows = [f"{image},{label}" for image, label in zip(images, drawn, strict=True)]
     (tmp_path / "labels.csv").write_text("\n".join(["role,file,label", *rows]))
     config = dataclasses.replace(
-        again(run_folder), top_k=2, home=str(tmp_path), labels=str(tmp_path / "labels.csv")
+        recorded_config(run_folder),
+        top_k=2,
+        home=str(tmp_path),
+        labels=str(tmp_path / "labels.csv"),
     )
     result = pipeline.run(config)
     stored, folder = result.scores, result.run.folder
     assert stored is not None
-    _, truth, found = finished_run.judge_run(folder)
-    for scores in (found, finished_run.rescore(folder, truth)[2]):
-        assert scores.top_k == 2 and scores["contest_points"] == stored["contest_points"]
-        assert scores.to_dict() == stored.to_dict()
-    *_, other = finished_run.judge_run(folder, ks=(10,))
+    truth = finished_run.known_truth_of_run(folder)
+    *_, scores = finished_run.score_run(folder, truth)
+    assert scores.top_k == 2 and scores["contest_points"] == stored["contest_points"]
+    assert scores.to_dict() == stored.to_dict()
+    *_, other = finished_run.score_run(folder, truth, ks=(10,))
     assert other.mean("contest_points") > stored.mean("contest_points")
 
 
@@ -134,7 +138,7 @@ def test_a_run_without_labels_says_what_to_give(run_folder: Path) -> None:
     run.write_config({**config, "options": {**config["options"], "labels": None}})
     try:
         with pytest.raises(DataError, match="no labels were known: give labels"):
-            finished_run.judge_run(run_folder)
+            finished_run.known_truth_of_run(run_folder)
     finally:
         labels.write_text(text)
         run.write_config(config)

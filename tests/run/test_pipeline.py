@@ -174,7 +174,7 @@ def test_broken_images_never_stop_a_run(data: Path, caplog: pytest.LogCaptureFix
 
 def test_again_gives_the_same_ranking(data: Path) -> None:
     first = run(config(data, pooling="gem", figures=0, seed=3))
-    repeated = run_config.again(first.run.folder)
+    repeated = run_config.recorded_config(first.run.folder)
     assert repeated.pooling == "gem" and repeated.device != "auto" and repeated.precision != "auto"
     second = run(dataclasses.replace(repeated, home=str(data.parent / "elsewhere")))
     assert second.ranking.to_lists() == first.ranking.to_lists()
@@ -190,20 +190,22 @@ def test_a_run_trained_by_the_clock_is_repeated_by_its_steps(
     decisions = Decisions.read(folder / "training")
     assert decisions is not None and len(decisions["head steps"]) == 9
     assert len(set(decisions["head steps"])) == 9  # seconds of this machine
-    second = run(run_config.repeated(run_config.again(folder), folder))
+    second = run(run_config.repeated(run_config.recorded_config(folder), folder))
     assert Decisions.read(second.run.folder / "training") == decisions
     assert second.ranking.to_lists() == first.ranking.to_lists()
-    third = run_config.repeated(run_config.again(second.run.folder), second.run.folder)
+    third = run_config.repeated(run_config.recorded_config(second.run.folder), second.run.folder)
     assert third.tuning is not None and third.tuning["replay"] == decisions
     (folder / "training/clock.json").unlink()
-    assert "replay" not in (run_config.repeated(run_config.again(folder), folder).tuning or {})
+    assert "replay" not in (
+        run_config.repeated(run_config.recorded_config(folder), folder).tuning or {}
+    )
     assert "has no record of its steps" in caplog.text
 
 
 def test_again_finds_moved_data_and_refuses_other_weights(data: Path, tmp_path: Path) -> None:
     first = run(config(data, figures=0))
     data.rename(tmp_path / "moved")
-    repeated = run_config.again(first.run.folder, data=tmp_path / "moved")
+    repeated = run_config.recorded_config(first.run.folder, data=tmp_path / "moved")
     assert run(repeated).ranking.to_lists() == first.ranking.to_lists()
     with pytest.raises(ModelError, match="another model"):
         run(dataclasses.replace(repeated, seed=7))
@@ -215,7 +217,7 @@ def test_again_keeps_to_the_labels_that_there_were(data: Path) -> None:
     (data.parent / "kept.csv").rename(data / "labels.csv")
     assert first.scores is None
     second = run(config(data, figures=0))
-    assert run_config.again(second.run.folder).labels == str(data / "labels.csv")
+    assert run_config.recorded_config(second.run.folder).labels == str(data / "labels.csv")
 
 
 def test_only_what_lay_inside_the_data_moves_with_it() -> None:
@@ -458,7 +460,7 @@ def test_items_are_scored_beside_images(data: Path, capsys: pytest.CaptureFixtur
     )  # fmt: skip
     assert items["map"] == pytest.approx(wanted.mean("map"), abs=1e-6) and items["queries"] == 6
     assert done.record["queries"] == 12 and done.to_dict()["item_scores"]["queries"] == 6
-    again = run(run_config.again(done.run.folder))
+    again = run(run_config.recorded_config(done.run.folder))
     assert again.item_scores is not None and means(again.item_scores) == means(scores)
     words = ["run", str(data), "--model", "tiny", "--weights", "random", "--image-size", "64"]
     with pytest.raises(SystemExit) as ended:

@@ -47,9 +47,9 @@ def test_a_run_and_its_report_by_a_protocol(folder: Path) -> None:
     assert scores.n_relevant.tolist() == [2, 2, 2, 2]
     assert list(scores.shown) == ["AP(interpolated)", "mP@1", "mP@5", "mP@10"]
     assert result.record["scores"]["AP(interpolated)"] == round(scores.mean("AP(interpolated)"), 6)
-    hard = finished_run.judge_run(result.run.folder, protocol="oxford-hard")[2]
-    assert hard.n_relevant.tolist() == [1, 1, 1, 1]
     truth = finished_run.known_truth_of_run(result.run.folder)
+    hard = finished_run.score_run(result.run.folder, truth, protocol="oxford-hard")[2]
+    assert hard.n_relevant.tolist() == [1, 1, 1, 1]
     again = evaluate(result.ranking, truth, protocol="oxford-medium")
     assert again.mean("mP@5") == scores.mean("mP@5")
     page = finished_run.report(result.run.folder, folder / "report.html", projection="pca")
@@ -59,7 +59,7 @@ def test_a_run_and_its_report_by_a_protocol(folder: Path) -> None:
     assert 'id="confusion"' not in text  # there are no classes
     levels = text[text.index('id="levels"') :]
     for level, n in (("easy", 1), ("medium", 2), ("hard", 1)):
-        at = finished_run.judge_run(result.run.folder, protocol=f"oxford-{level}")[2]
+        at = finished_run.score_run(result.run.folder, truth, protocol=f"oxford-{level}")[2]
         figure = at["AP(interpolated)"]
         assert at.n_relevant.tolist() == [n] * 4 and figure.low is not None
         cell = f"{figure.mean:.3f} ({figure.low:.3f} to {figure.high:.3f})"

@@ -19,7 +19,7 @@ from vizsla.embed.inference import embed
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import project, whitening
-from vizsla.run.config import RunConfig, again
+from vizsla.run.config import RunConfig, recorded_config
 from vizsla.run.pipeline import run
 from vizsla.search import exact
 from vizsla.search.chain import parse_chain, rank_refined
@@ -106,7 +106,7 @@ def test_again_keeps_to_what_was_chosen(
 ) -> None:
     options = {"refine": "auto", "refine_uses": "gallery"}
     done = run(config(tinted, tmp_path, validating={"validate_on": "seen-classes"}, **options))
-    repeated = again(done.run.folder)
+    repeated = recorded_config(done.run.folder)
     assert repeated.refine == str(done.chain)
     second = run(repeated)
     assert second.refinement_choice is None and second.ranking.to_lists() == done.ranking.to_lists()
@@ -170,7 +170,7 @@ def test_whitening_and_views_are_kept_in_the_embedder(tinted: Path, tmp_path: Pa
     np.testing.assert_allclose(vectors.vectors, expected, atol=1e-5)
     record = json.loads(done.result_path.read_text())
     assert (record["whiten"], record["dim"], record["views"]) == ("shrunk", 6, "flip,1")
-    repeated = run(again(done.run.folder))
+    repeated = run(recorded_config(done.run.folder))
     assert repeated.ranking.to_lists() == done.ranking.to_lists()
     with pytest.raises(DataError, match="choose from 1 to 23"):
         run(config(tinted, tmp_path, whiten="plain", dim=24))

@@ -12,7 +12,7 @@ from vizsla.data.data_folders import open_data
 from vizsla.embed.auto_compute import CPU_BATCH
 from vizsla.embed.embeddings import Embeddings, read_manifest
 from vizsla.embed.runtime import Runtime
-from vizsla.run.config import RunConfig, again
+from vizsla.run.config import RunConfig, recorded_config
 from vizsla.run.members import Member
 from vizsla.run.pipeline import run
 
@@ -47,7 +47,7 @@ def test_a_second_run_with_a_cache_embeds_nothing(
     assert options["runtime"] == "torch" and options["batch_size"] == CPU_BATCH
     assert options["precision"] in ("fp32", "bf16") and options["cache"] is None
     assert json.loads(first.result_path.read_text())["batch_size"] == CPU_BATCH
-    third = run(again(first.run.folder))
+    third = run(recorded_config(first.run.folder))
     assert batches and third.run.config["compute_id"] == first.run.config["compute_id"]
 
 

@@ -126,17 +126,17 @@ def test_search_names_the_runs_of_a_joint_run(joint: RunResult, tinted: Path) ->
 
 
 def test_a_joint_run_is_repeated(joint: RunResult) -> None:
-    found = several_models.again_models(joint.run.folder)
+    found = several_models.joint_configs(joint.run.folder)
     assert found is not None
     again, fusion = found
     assert [c.model for c in again] == ["tiny", "resnet18"] and fusion.weights == "auto"
     second = run_models(again, fusion)
     assert second.ranking.to_lists() == joint.ranking.to_lists()
-    assert several_models.again_models(joint.members[0].run.folder) is None
+    assert several_models.joint_configs(joint.members[0].run.folder) is None
 
 
 def test_a_joint_run_is_repeated_on_data_that_moved(joint: RunResult, tinted: Path) -> None:
-    found = several_models.again_models(joint.run.folder, data="elsewhere")
+    found = several_models.joint_configs(joint.run.folder, data="elsewhere")
     assert found is not None
     for config in found[0]:
         assert config.data == str(Path("elsewhere").absolute())

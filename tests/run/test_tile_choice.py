@@ -66,7 +66,7 @@ def test_a_run_takes_what_training_images_prefer_and_is_repeated_so(
     said = caplog.text
     assert "trying none, 1+2x2, 1+2x2+3x3 on" in said
     assert said.index("tiles 1+2x2+3x3: 14 vectors for each of") < said.index("tiles kept: 1+2x2")
-    again = run_config.again(result.run.folder)
+    again = run_config.recorded_config(result.run.folder)
     assert again.tiles == "1+2x2"
     (data / "training").rename(data.parent / "training")
     repeated = run(again)
@@ -83,7 +83,7 @@ def test_without_labels_no_tiles_are_made_and_it_is_said(
     assert "chooses on labelled images, and there are no training images: no tiles" in caplog.text
     gallery = Embeddings.open(result.run.folder / "embeddings" / "gallery")
     assert gallery.tiles is None and not (result.run.folder / TILES).exists()
-    assert run_config.again(result.run.folder).tiles == "none"
+    assert run_config.recorded_config(result.run.folder).tiles == "none"
     caplog.clear()
     found = vizsla.embed(
         data / "test" / "query", load_embedder(ModelChoice(model="tiny", weights="random")),

@@ -14,7 +14,7 @@ from vizsla.data.data_folders import open_data
 from vizsla.data.demo import make_demo
 from vizsla.embed.embeddings import Embeddings
 from vizsla.run import validate_on
-from vizsla.run.config import RunConfig, again
+from vizsla.run.config import RunConfig, recorded_config
 from vizsla.run.fused_runs import FusionConfig
 from vizsla.run.inputs import folders_of
 from vizsla.run.pipeline import run
@@ -63,7 +63,7 @@ def test_a_choice_without_training_is_decided_by_the_vectors_that_it_needs(
     assert {p.name for p in (done.run.folder / "embeddings").iterdir()} == {
         "query", "gallery", "validation",
     }  # fmt: skip
-    assert again(done.run.folder).training.validate_on == kind
+    assert recorded_config(done.run.folder).training.validate_on == kind
     assert f"validating on {kind}" in (done.run.folder / "log.txt").read_text()
 
 
@@ -83,7 +83,7 @@ def test_a_training_is_decided_by_a_sample(
 ) -> None:
     done = run(config(tinted, tmp_path, tuning=HEAD))
     assert asked == [ALL]
-    written = again(done.run.folder)
+    written = recorded_config(done.run.folder)
     assert written.training.validate_on == kind
     assert written.training.learning_rate == {"seen-classes": 2e-4, "new-classes": 1e-4}[kind]
     assert f"held out ({kind})" in (done.run.folder / "log.txt").read_text()
@@ -136,7 +136,7 @@ def test_queries_and_gallery_of_validation_look_like_those_of_the_test_part(
     options: dict[str, Any], named: Path, tmp_path: Path
 ) -> None:
     done = run(config(named, tmp_path, **options))
-    found = again(done.run.folder)
+    found = recorded_config(done.run.folder)
     assert (found.training.query_domain, found.training.gallery_domain) == ("photo", "drawn")
     assert found.domains is None
     text = (done.run.folder / "log.txt").read_text()
@@ -148,7 +148,7 @@ def test_images_without_a_domain_are_assigned_and_this_is_kept(
     options: dict[str, Any], drawn: Path, named: Path, tmp_path: Path
 ) -> None:
     done = run(config(drawn, tmp_path, **options))
-    found = again(done.run.folder)
+    found = recorded_config(done.run.folder)
     assert found.training.query_domain == "like the queries" and found.domains is not None
     images, truth = folders_of(found).training, open_data(named).training
     assert images is not None and truth is not None
@@ -164,7 +164,8 @@ def test_images_without_a_domain_are_assigned_and_this_is_kept(
     assert np.mean(right) > 0.95
     second = run(found)  # decides nothing, and keeps what it was given
     assert second.ranking.to_lists() == done.ranking.to_lists()
-    assert folders_of(again(second.run.folder)).training.attributes.equals(images.attributes)  # type: ignore[union-attr]
+    kept = folders_of(recorded_config(second.run.folder)).training
+    assert kept is not None and kept.attributes.equals(images.attributes)
 
 
 def test_many_images_are_all_assigned_though_a_sample_decides(
@@ -173,7 +174,7 @@ def test_many_images_are_all_assigned_though_a_sample_decides(
     monkeypatch.setattr(validate_on, "MOST_POOL", 60)
     monkeypatch.setattr(validate_on, "TRAINING_IMAGES", 50)
     done = run(config(drawn, tmp_path, refine="auto"))
-    found = again(done.run.folder)
+    found = recorded_config(done.run.folder)
     assert found.training.query_domain == "like the queries"
     images = folders_of(found).training
     assert images is not None and len(images) > 60
@@ -185,6 +186,6 @@ def test_a_training_part_of_one_kind_is_said(drawn: Path, tmp_path: Path) -> Non
     for path in data.glob("training/*/photo_*"):
         path.unlink()
     done = run(config(data, tmp_path, refine="auto"))
-    assert again(done.run.folder).training.query_domain is None
+    assert recorded_config(done.run.folder).training.query_domain is None
     text = (done.run.folder / "log.txt").read_text()
     assert "too few training classes have images of both kinds" in text

@@ -27,7 +27,7 @@ from vizsla.option_fields import seconds
 from vizsla.options import TuneConfig
 from vizsla.run import pipeline, several_models
 from vizsla.run import train as run_train
-from vizsla.run.config import RunConfig, again
+from vizsla.run.config import RunConfig, recorded_config
 from vizsla.run.fused_runs import FusionConfig
 from vizsla.run.teaching import teacher_of
 from vizsla.run.train import train
@@ -118,7 +118,7 @@ def test_run_finetune_fills_the_keys_of_the_contest(data: Path, tmp_path: Path) 
     assert saved.model_id == record["model_id"]
     assert (result.run.folder / "training" / "log.jsonl").is_file()
     assert (result.run.folder / "training" / "curve.png").is_file()
-    repeated = again(result.run.folder)
+    repeated = recorded_config(result.run.folder)
     assert repeated.tuning is not None
     assert repeated.tuning["loss"] == "cross-entropy"
     assert repeated.tuning["precision"] == "fp32"

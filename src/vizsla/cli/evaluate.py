@@ -284,10 +284,10 @@ def scored(
 
     if not truth_options.is_given:
         truth = finished_run.known_truth_of_run(source)
-        return finished_run.rescore(source, truth_options.judging(truth), **options)
+        return finished_run.score_run(source, truth_options.judging(truth), **options)
     ranking = read_ranking(source)
     truth = read_truth(ranking, truth_options, same_set=same_set)
-    return finished_run.rescore(source, truth, **options)
+    return finished_run.score_run(source, truth, **options)
 
 
 def _calibrated(

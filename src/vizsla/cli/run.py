@@ -88,7 +88,9 @@ def run(
     if several.again is not None:
         _refuse_others(context, "again", "data", "figures", "as_json", "quiet", "verbose")
         figures = options.figures if was_given(context, "figures") else None
-        configs, fusion = several_models.again_configs(several.again, data=data, figures=figures)
+        configs, fusion = several_models.configs_to_repeat(
+            several.again, data=data, figures=figures
+        )
     elif data is None:
         raise UsageError("give the DATA folder, or --again runs/ID")
     else:

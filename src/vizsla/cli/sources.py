@@ -40,12 +40,12 @@ def read_ranking(path: Path, known: Collection[str] = ()) -> "Ranking":
 
 def top_k_of(source: Path, given: int | None) -> int:
     """The k that was given; without one a run's own, and of other sources the default of `run`."""
-    from vizsla.run.config import again
+    from vizsla.run.config import recorded_config
     from vizsla.workspace import is_run
 
     if given is not None:
         return given
-    return again(source).top_k if is_run(source) else RunOptions.top_k
+    return recorded_config(source).top_k if is_run(source) else RunOptions.top_k
 
 
 def images_of_source(

@@ -30,7 +30,7 @@ from vizsla.notebook import Shown, Summary, counted
 from vizsla.option_fields import REQUIRED, option
 from vizsla.options import ClusterOptions, Reporting
 from vizsla.progress import Report, reporting
-from vizsla.run import config
+from vizsla.run.config import recorded_config
 from vizsla.run.gallery_search import open_gallery
 from vizsla.score.metrics.cluster_scores import ClusterScores, cluster_scores
 from vizsla.search.clusters import DEPTH, fit
@@ -148,7 +148,7 @@ def cluster_images(
     if isinstance(source, Embeddings):
         root = root or source.root
     if place is not None and is_run(place):
-        root = root or open_data(config.again(place).data).gallery.root
+        root = root or open_data(recorded_config(place).data).gallery.root
         place = source = Path(place) / "embeddings" / "gallery"
     found = open_gallery(source, device)
     if not isinstance(found, FolderIndex):

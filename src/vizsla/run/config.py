@@ -73,7 +73,7 @@ class RunConfig(RunOptions):
         return {**known, "query_join": self.query_join} if self.query_group else known
 
 
-def again(folder: str | Path, *, data: str | Path | None = None) -> RunConfig:
+def recorded_config(folder: str | Path, *, data: str | Path | None = None) -> RunConfig:
     """The configuration of an earlier run, as it was resolved then. data: where the data is now."""
     recorded = open_run(folder).config
     known = {f.name for f in dataclasses.fields(RunConfig)}

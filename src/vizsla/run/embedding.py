@@ -18,7 +18,7 @@ from vizsla.run.config import RunConfig
 from vizsla.workspace import Run
 
 Progress = Callable[[str, int, int], None]  # (stage, images done, images in all)
-# roles whose images have vectors of their tiles, where a gallery has them
+# roles whose images are embedded as tiles, if the gallery is
 TILED = ("gallery", "validation", "calibration", "validation-tiles")
 
 
@@ -70,14 +70,13 @@ class RunEmbedder:
 
     def __call__(self, images: ImageSet, role: str) -> Embeddings:
         """Vectors of the images, kept in embeddings/<role>; of their tiles in a role of TILED."""
-
         embedder = self.runtime.embedder
 
         def report(done: int, total: int) -> None:
             if self.progress:
                 self.progress(f"embedding {role} by {embedder.name}", done, total)
 
-        images = without_assigned_domains(images)  # which say nothing of the vectors
+        images = without_assigned_domains(images)  # which do not change the vectors
         out = self.folder / "embeddings" / role
         write_embeddings(
             images, embedder, out,

@@ -1,7 +1,7 @@
 """A photo or words, and a folder → the nearest images in it, without any set-up.
 
-The folder's vectors are kept in the user's cache as an index, and a file beside it says in which
-state each image was embedded: only what was added or changed since is embedded again.
+The folder's vectors are kept in the user's cache as an index. A file beside it records the state in
+which each image was embedded: only images that were added or changed since are embedded again.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ STATES, FORM = "states.json", "found/1"
 
 @dataclass(frozen=True)
 class FoundImages:
-    """A ranking of a folder's images, and these with the columns of its metadata file."""
+    """A ranking of a folder's images, and the images with the columns of its metadata file."""
 
     ranking: Ranking
     images: ImageSet
@@ -65,7 +65,7 @@ def find(
 ) -> FoundImages:
     """The images of a folder that are nearest to a photo (a path or a PIL image) or to words.
 
-    options.labels: a table, whose columns the images that are found have.
+    options.labels: a table whose columns the found images get.
     DataError: there is no such photo; the folder has no images; the model reads no text.
     """
     listed = ImageSet.from_folder(folder, follow_links=options.follow_links)
@@ -85,14 +85,12 @@ def find(
         )
     box = QueryBox.of(options.box)
     tiles = Tiles.of_query(options.query_tiles)
-    vector = encoded(
-        [query], embedder, box, tiles
-    )  # an unreadable photo is an error before the work
+    vector = encoded([query], embedder, box, tiles)  # first, since the photo may be unreadable
     with storage.locked(place):
         if options.tiles == AUTO:
             embedder = _with_chosen_tiles(place, listed, embedder, options, progress)
             vector = replace(vector, model_id=embedder.model_id)
-        index = _renewed(place, images, embedder, options, progress)
+        index = _updated_index(place, images, embedder, options, progress)
     k = min(options.top_k, len(index))
     return FoundImages(index.search(vector, k, query_tiles=options.query_tiles), listed)
 
@@ -104,8 +102,8 @@ def _with_chosen_tiles(
     options: FindOptions,
     progress: Report | None,
 ) -> Embedder:
-    """The embedder with the tiles that were chosen when the folder was first searched, or that its
-    labels prefer now."""
+    """The embedder with the tiles that the folder's index has, or that its labels prefer if there
+    is no index yet."""
     with contextlib.suppress(StorageError, DataError):
         if is_index(place / "index"):
             return embedder.with_tiles(
@@ -126,7 +124,7 @@ def _place(images: ImageSet, options: FindOptions) -> Path:
     return cache / "found" / hashlib.sha256(known.encode()).hexdigest()[:16]
 
 
-def _renewed(
+def _updated_index(
     place: Path,
     images: ImageSet,
     embedder: Embedder,

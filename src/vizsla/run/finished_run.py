@@ -13,7 +13,7 @@ from vizsla.errors import DataError, UsageError
 from vizsla.output import query_page, report_page
 from vizsla.progress import waiting
 from vizsla.run.accepting import CALIBRATION
-from vizsla.run.config import RunConfig, again
+from vizsla.run.config import RunConfig, recorded_config
 from vizsla.run.embedding import Progress
 from vizsla.run.fused_runs import joint_calibration, members_of
 from vizsla.run.inputs import folders_of, truth_in
@@ -30,12 +30,12 @@ log = logging.getLogger("vizsla.run")
 
 def truth_of_run(folder: str | Path) -> Truth | None:
     """The truth that a run was scored with; None if it had none."""
-    config = again(folder)
+    config = recorded_config(folder)
     return truth_in(config, folders_of(config))
 
 
 def known_truth_of_run(folder: str | Path) -> Truth:
-    """The truth that a run was scored by. DataError if it had none."""
+    """The truth that a run was scored with. DataError if it had none."""
     truth = truth_of_run(folder)
     if truth is None:
         raise DataError(
@@ -46,8 +46,8 @@ def known_truth_of_run(folder: str | Path) -> Truth:
 
 
 def data_of_run(folder: str | Path, data: str | Path | None = None) -> DataFolders:
-    """The images that a run ranked; `data` is where they are now. DataError for other ones."""
-    folders = folders_of(again(folder, data=data))
+    """The images that a run ranked. data: where they are now. DataError if they are others."""
+    folders = folders_of(recorded_config(folder, data=data))
     for role, images in (("query", folders.query), ("gallery", folders.gallery)):
         ranked = Embeddings.open(Path(folder) / "embeddings" / role)
         names = {*ranked.ids, *(name for name, _ in ranked.broken)}
@@ -78,7 +78,7 @@ def report(
 
     show: columns of the images that stand below their pictures.
     """
-    config = _where_images_are(again(folder), data)
+    config = _where_images_are(recorded_config(folder), data)
     folders = folders_of(config)
     with waiting(progress, "reading the run"):
         truth = truth_in(config, folders)
@@ -98,15 +98,15 @@ def queries_page(
 ) -> Path:
     """One self-contained page of all queries of one or two runs. data: where the images are now.
 
-    truth: in place of those that the runs were scored by. Without any, the page says which queries
-    have another first image, and nothing of right and wrong.
+    truth: in place of those that the runs were scored with. Without any truth, the page says which
+    queries have another first image, but not what is right.
     """
     if len(folders) not in (1, 2):
         raise UsageError(f"{len(folders)} runs: a page of all queries shows one or two")
     found = []
     for folder in folders:
         images = data_of_run(folder, data)
-        config = _where_images_are(again(folder), data)
+        config = _where_images_are(recorded_config(folder), data)
         known = truth or truth_in(config, images)
         one = report_page.read_run(open_run(folder), images, known)
         if truth is not None:
@@ -130,7 +130,7 @@ def scoring_of_run(folder: str | Path, **given: Any) -> dict[str, Any]:
 
     Given cut-offs `ks` also replace the run's k: contest points then count all ranks.
     """
-    own = again(folder).scoring
+    own = recorded_config(folder).scoring
     if "ks" in given:
         own = {key: value for key, value in own.items() if key not in ("ks", "top_k")}
     else:
@@ -141,13 +141,11 @@ def scoring_of_run(folder: str | Path, **given: Any) -> dict[str, Any]:
     return {**own, **given}
 
 
-def judge_run(folder: str | Path, **options: Any) -> tuple[Ranking, Truth, Scores]:
-    """A run's ranking, its truth, and its scores, with its own options where none are given."""
-    return rescore(folder, known_truth_of_run(folder), **options)
+def score_run(folder: str | Path, truth: Truth, **options: Any) -> tuple[Ranking, Truth, Scores]:
+    """A run's ranking, the truth, and the scores by it, with the run's own options unless given.
 
-
-def rescore(folder: str | Path, truth: Truth, **options: Any) -> tuple[Ranking, Truth, Scores]:
-    """The same by another truth; a ranking that ends early is completed from the embeddings."""
+    A ranking that does not hold the whole gallery is completed from the embeddings.
+    """
     ranking = Ranking.load(ranking_in(folder))
     parts = (Embeddings.open(Path(folder) / "embeddings" / role) for role in ("query", "gallery"))
     options = scoring_of_run(folder, **options)
@@ -159,8 +157,8 @@ def calibrate_run(
 ) -> Calibration:
     """The calibration of a run, learned on images that its models have not seen, and kept there.
 
-    A run tuned on its data uses the images that its training held out. The vectors go into the
-    folders of the models' runs, so that a second time costs nothing.
+    A run tuned on its data uses the images that its training held out. The vectors are kept in the
+    folders of the models' runs, so that a second call does not embed again.
     """
     members, fusion = members_of(folder)
     found = joint_calibration(members or [Member.of(folder)], fusion, sure, progress)

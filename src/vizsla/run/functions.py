@@ -55,7 +55,7 @@ from vizsla.run.best.search import best_config
 from vizsla.run.config import RunConfig
 from vizsla.run.finish import RunResult
 from vizsla.run.gallery_search import search_gallery
-from vizsla.run.several_models import again_configs, new_configs, run_models
+from vizsla.run.several_models import configs_to_repeat, new_configs, run_models
 from vizsla.run.tile_choice import embedder_with_chosen_tiles
 from vizsla.search.filters import no_attribute
 from vizsla.search.ranking import Ranking
@@ -168,7 +168,7 @@ def run(given: RunArguments, names: frozenset[str]) -> RunResult:
         if others:
             raise UsageError(f"again repeats a run as it was: leave out {', '.join(others)}")
         figures = given.figures if "figures" in names else None
-        configs, fusion = again_configs(given.again, data=given.data, figures=figures)
+        configs, fusion = configs_to_repeat(given.again, data=given.data, figures=figures)
     elif given.data is None:
         raise UsageError("run needs data, the folder with test/query and test/gallery")
     else:

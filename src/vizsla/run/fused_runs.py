@@ -161,7 +161,7 @@ def fuse_runs(
 def _probabilities(
     members: Sequence[Member], method: str, progress: Progress | None
 ) -> list[Probability] | None:
-    """What turns each member's scores into probabilities; None for other methods."""
+    """Functions that turn each member's scores into probabilities; None for other methods."""
     if method != CALIBRATED:
         return None
     return [member.calibration(progress).probability for member in members]
@@ -198,8 +198,8 @@ def heaviest_first(folder: str | Path) -> list[Member]:
 def ranker(
     members: Sequence[Member], fusion: FusionConfig, progress: Progress | None = None
 ) -> Rank:
-    """What ranks the vectors of all models, of some queries and a gallery, as the joint run did, or
-    the run of one model."""
+    """A function that ranks a gallery for queries, by the vectors of all models, as the joint run
+    did (or the run of one model)."""
     if len(members) == 1 and fusion.method != CONCAT:
         return members[0].rank
     weights = weights_of(fusion, len(members))
@@ -227,8 +227,8 @@ def ranker(
 
 
 def search_ranker(members: Sequence[Member], fusion: FusionConfig) -> Rank | None:
-    """What ranks as searches of the run do, which refine nothing and join the models' vectors;
-    None if the run itself ranks so."""
+    """A function that ranks as searches of the run do, without refinement and by the joined vectors
+    of the models; None if the run itself ranks in this way."""
     if len(members) == 1 and fusion.method != CONCAT:
         return by_cosine if members[0].chain.steps else None
     weights = weights_of(fusion, len(members))
@@ -263,8 +263,8 @@ def joint_calibration(
     accept: float | str,
     progress: Progress | None = None,
 ) -> Calibration:
-    """By which the joint ranking of these runs (or that of one) is decided, learned on images that
-    are new to all of them, or read from a file. fusion: with every `auto` as it was chosen."""
+    """The calibration for the joint ranking of these runs (or that of one run), learned on images
+    that are new to all of them, or read from a file. fusion: every `auto` as it was chosen."""
     require_decidable(fusion, accept, [member.config for member in members])
     tuned = [member for member in members if member.is_tuned]
     config = dataclasses.replace((tuned or members)[0].config, accept=accept)

@@ -13,7 +13,7 @@ from vizsla.data.imageset import ImageSet
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
 from vizsla.run.accepting import CALIBRATION, ROLE, learn_calibration
-from vizsla.run.config import RunConfig, again
+from vizsla.run.config import RunConfig, recorded_config
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.score.calibration import SURE, Calibration
@@ -38,7 +38,9 @@ class Member:
         opened = open_run(folder)
         if "members" in opened.config:
             raise DataError(f"{folder} is itself made of several models: name their own runs")
-        return Member(opened, again(folder), storage.read_json(result_file_of(folder)), cache)
+        return Member(
+            opened, recorded_config(folder), storage.read_json(result_file_of(folder)), cache
+        )
 
     @property
     def name(self) -> str:
@@ -68,7 +70,7 @@ class Member:
         return Embeddings.open(self.run.folder / "embeddings" / role)
 
     def calibration(self, progress: Progress | None) -> Calibration:
-        """What its scores mean, learned once on images that it has not seen, and kept with it."""
+        """The calibration of its scores, learned once on images that are new to it, and kept."""
         kept = self.run.folder / CALIBRATION
         if kept.exists():
             return Calibration.load(kept)
@@ -88,7 +90,8 @@ class Member:
         return RunEmbedder.of_finished(self.run, config, progress)(images, role)
 
     def calibration_vectors(self, images: ImageSet, progress: Progress | None) -> Embeddings:
-        """Vectors to learn a calibration from, kept in its folder until other images are used."""
+        """Vectors to learn a calibration from, kept in its folder until other images are asked
+        for."""
         try:
             return self.embed(images, ROLE, progress)
         except DataError:  # those of an earlier call, on other images or by other software

@@ -1,7 +1,7 @@
 """Several models: a run of each, then a joint run whose ranking is fused from theirs.
 
-The joint run's folder holds what a run's folder holds. Its embeddings are the models' own in a row,
-and its configuration names the runs that it was made from.
+The joint run's folder has the form of any run's. Its embeddings are the models' concatenated
+vectors, and its configuration names the runs that it was made from.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from vizsla.model.open_model import load_embedder
 from vizsla.model.projection import save_projection
 from vizsla.options import FusionOptions
 from vizsla.run.accepting import check_accept
-from vizsla.run.config import RunConfig, absolute_accept, again, moved_to, repeated
+from vizsla.run.config import RunConfig, absolute_accept, moved_to, recorded_config, repeated
 from vizsla.run.embedding import Progress
 from vizsla.run.finish import RunResult, finish_run
 from vizsla.run.fused_runs import (
@@ -43,7 +43,7 @@ from vizsla.workspace import PROJECTION, Messages, Run, create_run, log_to, open
 
 log = logging.getLogger("vizsla.run")
 
-VALIDATING = (  # these also work without training
+VALIDATING = (  # options of training that also apply without training
     "validate_on", "optimise", "split_by", "query_domain", "gallery_domain"
 )  # fmt: skip
 
@@ -131,7 +131,7 @@ def joint_run(
 
 
 def _written(members: Sequence[Member], config: RunConfig, fusion: FusionConfig) -> dict[str, Any]:
-    """The joint run's configuration; `again_models` reads it."""
+    """The joint run's configuration; `joint_configs` reads it."""
     first = members[0].run.config
     return {
         "form": "run/1",
@@ -154,10 +154,10 @@ def _written(members: Sequence[Member], config: RunConfig, fusion: FusionConfig)
     }
 
 
-def again_models(
+def joint_configs(
     folder: str | Path, *, data: str | Path | None = None
 ) -> tuple[list[RunConfig], FusionConfig] | None:
-    """What a joint run was made from, to be repeated; None if it is a run of one model."""
+    """The configurations that repeat a joint run; None if it is a run of one model."""
     joint = open_run(folder)
     recorded = joint.config
     if "members" not in recorded:
@@ -204,7 +204,7 @@ def _models_record(members: Sequence[Member], config: RunConfig, found: Fused) -
 
 
 def _refined(members: Sequence[Member], found: Fused) -> dict[str, Any]:
-    """Of all chains the one that uses most says what the joint ranking uses."""
+    """The refinement of the joint ranking, which uses whatever one of the chains uses."""
     if found.chain.steps:
         return refine_record(found.chain, found.refinement_choice)
     chains = [] if found.ranking.origin["fusion"]["method"] == CONCAT else members
@@ -215,13 +215,13 @@ def _refined(members: Sequence[Member], found: Fused) -> dict[str, Any]:
     }
 
 
-def again_configs(
+def configs_to_repeat(
     folder: str | Path, *, data: str | Path | None = None, figures: int | None = None
 ) -> tuple[list[RunConfig], FusionConfig]:
-    """What repeats an earlier run, of one model or of several. data: where its data is now."""
-    found = again_models(folder, data=data)
+    """The configurations that repeat a run of one model or of several. data: where it is now."""
+    found = joint_configs(folder, data=data)
     if found is None:
-        found = [repeated(again(folder, data=data), folder)], FusionConfig()
+        found = [repeated(recorded_config(folder, data=data), folder)], FusionConfig()
     configs, fusion = found
     if figures is not None:
         configs = [dataclasses.replace(config, figures=figures) for config in configs]

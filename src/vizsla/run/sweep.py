@@ -1,7 +1,7 @@
 """Many runs: models × pooling × fine-tuning, or a search for the settings of a training.
 
-Every combination is a separate run of the main job. What is done is written down under
-<home>/sweeps, so that the same command continues from there; a failure is listed and skipped.
+Every combination is a separate run of the main job. Finished ones are recorded under <home>/sweeps,
+so that the same command continues from there; a failure is listed and skipped.
 """
 
 import dataclasses
@@ -83,7 +83,7 @@ class Combination:
 class Outcome:
     """The outcome of a combination: a result file, or the reason why there is none.
 
-    left_out: the model has no such pooling, which is not a failure. reused: it had been run before.
+    left_out: why it cannot be run, which is not a failure. reused: it was run by an earlier call.
     """
 
     combination: Combination
@@ -253,7 +253,7 @@ def run_config(one: Combination, config: SweepConfig) -> RunConfig:
 
 
 def _key(run: RunConfig, config: SweepConfig) -> str:
-    """Of all that decides a result: the options, and the files that they name."""
+    """A hash of everything that decides a result: the options, and the files that they name."""
     options = dataclasses.asdict(run)
     for name in ("home", "workers", "figures", "cache"):
         options.pop(name)
@@ -269,7 +269,7 @@ def _key(run: RunConfig, config: SweepConfig) -> str:
 
 
 def _done_before(record: Path) -> dict[str, Any] | None:
-    """What was written down about a combination, while its result file is there."""
+    """What was recorded of a combination; None without its result file."""
     if not record.exists():
         return None
     try:

@@ -1,6 +1,7 @@
 """`--tiles auto` → an embedder with the tiles that labelled images prefer, or none without labels.
 
-Trying embeds the images of validation as the most tiles that are tried: the cost is said before.
+For this, the images of validation are embedded with the most tiles that are tried. The cost is
+logged before.
 """
 
 import copy
@@ -46,8 +47,8 @@ def embedder_with_chosen_tiles(
     cache: str | Path | None = None,
     progress: Report | None = None,
 ) -> Embedder:
-    """The embedder of a command, with the tiles that its labelled images prefer if the choice says
-    `auto`; else as it is."""
+    """The embedder with the tiles that the labelled images prefer, if choice.tiles is `auto`; else
+    as it is."""
     if choice.tiles != AUTO:
         return embedder
     embedder = copy.copy(embedder).with_tiles(NONE)
@@ -77,14 +78,14 @@ def chosen_in_run(
     config: RunConfig,
     progress: Report | None,
 ) -> tuple[Embedder, TileChoice | None]:
-    """The same for a run, on its training images; the choice is kept in the run's folder. As it is
-    if its options do not say `auto`."""
+    """As `embedder_with_chosen_tiles` for a run, on its training images; the choice is kept in the
+    run's folder."""
     if config.tiles != AUTO:
         return embedder, None
     embedder = embedder.with_tiles(NONE)
     images = data.training
     if images is None:
-        _say_none("there are no training images")
+        _log_no_tiles("there are no training images")
         return embedder, None
     if (embedded := _embedder_to_try(embedder, images)) is None:
         return embedder, None
@@ -108,7 +109,7 @@ def chosen_in_run(
 def _embedder_to_try(embedder: Embedder, images: ImageSet) -> Embedder | None:
     """A copy with the most tiles; None, and why, if there are no labelled images."""
     if not len(images):
-        _say_none("these images have no labels")
+        _log_no_tiles("these images have no labels")
         return None
     log.info(
         "--tiles auto: trying %s on labelled images; for this alone their tiles are embedded, %d "
@@ -133,12 +134,12 @@ def _chosen(
     try:
         found = choose_tiles_on_images(images, config, target, frozen=frozen, embed=embed)
     except DataError as error:
-        _say_none(str(error))
+        _log_no_tiles(str(error))
         return None
     for line in found.lines():
         log.info("%s", line)
     return found
 
 
-def _say_none(why: str) -> None:
+def _log_no_tiles(why: str) -> None:
     log.info("--tiles auto chooses on labelled images, and %s: no tiles are made", why)

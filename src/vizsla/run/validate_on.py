@@ -25,7 +25,7 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
 from vizsla.model.embedder import Embedder
 from vizsla.progress import Report
-from vizsla.run.config import DOMAINS, RunConfig, again
+from vizsla.run.config import DOMAINS, RunConfig, recorded_config
 from vizsla.run.embedding import RunEmbedder
 from vizsla.workspace import Run
 
@@ -82,7 +82,7 @@ def by_embeddings(
     test: Sequence[Embeddings],
     this_run: Run,
 ) -> tuple[RunConfig, ImageSet]:
-    """As `by_vectors`, for a run without a training; what is decided is written into its folder.
+    """As `by_vectors`, for a run without a training; the decision is written into its folder.
 
     test: queries and gallery.
     """
@@ -108,11 +108,11 @@ def by_vectors(
     role: str,
     test: Sequence[Embeddings],
 ) -> tuple[RunConfig, ImageSet]:
-    """The configuration with `auto` decided by vectors that choosing on validation images needs
-    anyway, those of queries, gallery and training images (`choose.validation.embedded_draws`); and
-    the training images.
+    """The configuration with `auto` decided, and the training images.
 
-    role: that these are embedded in; a sample of many is embedded in one of its own.
+    It is decided by the vectors of queries, gallery and training images, which choosing on
+    validation images needs anyway (`choose.validation.embedded_draws`). role: for embedding the
+    training images; of many images, a sample is embedded in a role of its own.
     """
     if config.training.validate_on != AUTO:
         return config, training
@@ -205,15 +205,15 @@ def is_trained(embedder: Embedder) -> bool:
 
 
 def with_validation(config: RunConfig, **options: Any) -> RunConfig:
-    """The same with these options of validation, in a training or in choices without one."""
+    """The configuration with these options of validation, with or without a training."""
     if config.tuning is not None:
         return dataclasses.replace(config, tuning={**config.tuning, **options})
     return dataclasses.replace(config, validating={**(config.validating or {}), **options})
 
 
 def validating_as(config: RunConfig, folder: Path) -> RunConfig:
-    """The same, with `auto` as the run in `folder` has decided it, if it has."""
-    decided = again(folder)
+    """The configuration with `auto` as the run in `folder` has decided it, if it has."""
+    decided = recorded_config(folder)
     chosen = decided.training
     if config.training.validate_on != AUTO or chosen.validate_on == AUTO:
         return config
@@ -225,7 +225,7 @@ def validating_as(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def keep_assigned_domains(this_run: Run, training: ImageSet | None) -> None:
-    """Writes into the run's folder which training image looks like what, if that was decided."""
+    """Writes the domains that were assigned to training images, if any, into the run's folder."""
     if training is not None and has_assigned_domains(training):
         domains = training.attributes["domain"].to_pylist()
         domain_of = dict(zip(training.ids, domains, strict=True))

@@ -118,7 +118,7 @@ class Candidate:
 
     @property
     def readable(self) -> str:
-        """In words, with spaces where a long chain folds."""
+        """In words, with spaces where a long chain may be wrapped."""
         parts = [" + ".join(map(str, self.projected))]
         if self.head != "none":
             parts.append(f"projected by {self.head}")
@@ -143,11 +143,11 @@ class Candidate:
 
 
 class HeldOut:
-    """The training images that are held out from every training, and candidates' values on them.
+    """The training images that are held out from every training, and candidates' scores on them.
 
-    config: what a training holds out, so that these images are new to tuned networks too.
-    others: the training images that are not held out. seconds_per_image: of each network that was
-    embedded, by its key. fitting: seconds that the heads of joined vectors took.
+    config: as trainings hold images out, so that these are new to tuned networks too. others: the
+    training images that are not held out. seconds_per_image: by the key of each network that has
+    embedded images. fitting: seconds that the heads of joined vectors took.
     """
 
     config: TuneConfig
@@ -201,11 +201,11 @@ class HeldOut:
         return self._runtimes[network.key]
 
     def forget(self, network: Network) -> None:
-        """Frees the memory of a network that is not embedded with any longer."""
+        """Frees the memory of a network that is no longer needed for embedding."""
         self._runtimes.pop(network.key, None)
 
     def is_embedded(self, network: Network, role: str) -> bool:
-        """Whether `embedded` only has to read."""
+        """Whether the vectors are on disk, so that `embedded` only reads them."""
         return (self._vectors_folder(network, role) / MANIFEST).exists()
 
     def _vectors_folder(self, network: Network, role: str) -> Path:
@@ -260,7 +260,7 @@ class HeldOut:
 
     @property
     def not_embedded(self) -> int:
-        """How many training images no step embeds, but a complete run with a head does."""
+        """How many training images only a complete run with a head embeds."""
         assert self.data.training is not None
         return len(self.data.training) - len(self.others) - len(self.drawn.images)
 
@@ -273,7 +273,7 @@ class HeldOut:
         self, candidate: Candidate, report: Report, *, only: str | None = None
     ) -> list[Candidate]:
         """The candidate with each projection of its joined vectors, fitted to the training images
-        that are not held out. only: the name of one."""
+        that are not held out. only: the name of the one to fit."""
         vectors = self._joined(candidate, self.others, "others", report)
         started = time.monotonic()
         makers = projection_makers(vectors)
@@ -295,7 +295,7 @@ class HeldOut:
         return _tried(self.trials, str(candidate), vectors, candidate.chain, local)
 
     def first_impressions(self, networks: Sequence[Network], report: Report) -> dict[str, float]:
-        """key → value on few images, for networks that are too many or too slow for all."""
+        """Key → value on few images, for networks that are too many or too slow for all images."""
         images = self.drawn.images
         labels = np.array([str(label) for label in images.labels or []])
         draw = _small_draw(self.drawn.draws[0], labels, self.config.seed)

@@ -15,29 +15,31 @@ from vizsla.progress import Report
 from vizsla.score.text_table import Table
 
 FORM, FILE = "best/1", "best.json"
-SAVE_SECONDS = 5.0  # between two notes of the time that was spent
-STOPS = 2  # of the whole command by one step, after which the step is skipped
+SAVE_SECONDS = 5.0  # between two records of the time spent
+STOPS = 2  # times that a step may stop the whole command; then it is skipped
 BETTER, NO_TIME = "kept", "no time"
 IN_WORDS = {
     "frozen": "the model", "joined": "joining", "head": "a head for", "chain": "re-ranking by",
     "image size": "larger images of", "views": "mirrored images of", "fine-tuned": "fine-tuning",
 }  # fmt: skip
 GAIN = (
-    "gain: of what is optimised (the mean of top-1 and mAP, or what --optimise says) over the best "
-    "before it without re-ranking, ± its standard error; unsure: no more than that; risky: "
-    "the test part would rather lose contest points than gain some"
+    "gain: in what is optimised (the mean of top-1 and mAP, unless --optimise says otherwise), "
+    "over the best earlier step without re-ranking, ± its standard error; unsure: no more than "
+    "that error; risky: more likely to lose contest points on the test part than to gain some; "
+    "below first: top-1 or mAP is below that of the first model"
 )
 
 
 class TimeIsUp(Exception):
-    """A step has taken until the time at which it had to end. Never leaves `best`."""
+    """A step has used up its time. It is caught inside `best`."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that was tried. value, gain, error: of what is optimised, on validation; None where
-    it was not compared. gain: over the best before that has no chain. verdict: why it is kept or
-    not, in words. needs: the budget in seconds from which a step without time would be tried."""
+    """A candidate that was tried. value, gain, error: of what is optimised, on validation; None
+    where it was not compared. gain: over the best earlier one without a chain. verdict: why it is
+    kept or not, in words. needs: for a step without time, the budget in seconds that would allow
+    it."""
 
     stage: str
     name: str
@@ -52,7 +54,7 @@ class Step:
     needs: float | None = None
 
     def scored(self, trial: Trial, best: Trial | None) -> "Step":
-        """The same with the values of its trial, its gain over the best before."""
+        """The step with the values of its trial and its gain over the best earlier one."""
         compared = dataclasses.replace(trial, baseline=best)
         return dataclasses.replace(
             self, top1=round(trial.top1, 4), map=round(trial.map, 4),
@@ -66,9 +68,9 @@ class Step:
 class Journal:
     """The steps so far, the seconds spent, and the best complete run.
 
-    known: what steps have found, by name, so that a continued search does not repeat them.
-    begun: how often a step was begun and has not ended. best: the candidate of the best run, and
-    that run's id.
+    known: what steps have found, by name, so that a continued search does not repeat them. begun:
+    how often each step that has not ended was begun. best: the candidate of the best run, and that
+    run's id.
     """
 
     path: Path
@@ -105,7 +107,7 @@ class Journal:
     # ── time ─────────────────────────────────────────────────────────────────────────────────────
 
     def spent(self) -> float:
-        """Seconds, with those before an interruption."""
+        """Seconds of this call and the earlier ones."""
         return self.spent_before + self.clock() - self.started
 
     def left(self) -> float:
@@ -128,7 +130,8 @@ class Journal:
     # ── steps ────────────────────────────────────────────────────────────────────────────────────
 
     def begin(self, name: str) -> bool:
-        """Notes that a step begins; False if it has stopped the whole command before."""
+        """Records that a step begins; False if it has already stopped the whole command STOPS
+        times."""
         stopped = self.begun.get(name, 0)
         if stopped >= STOPS:
             return False
@@ -137,7 +140,7 @@ class Journal:
         return True
 
     def end(self, name: str, step: Step | None, found: Any = None) -> None:
-        """Notes what a step has found; None: a failure, which is not tried again."""
+        """Records what a step has found; None: a failure, which is not tried again."""
         self.begun.pop(name, None)
         self.known[name] = found
         if step is not None:
@@ -156,7 +159,8 @@ class Journal:
 
 
 def steps_table(steps: list[Step]) -> Table:
-    """One row a step, in the order in which they were tried; without those that had no time."""
+    """A row for each step, in the order in which they were tried; without those that had no
+    time."""
     columns = ["step", "what", "top-1", "mAP", "gain", "time", "verdict"]
     rows = [
         [step.stage, step.name, step.top1, step.map,

@@ -32,8 +32,8 @@ from vizsla.workspace import Run
 
 PAGE = "best.html"
 TRAININGS = {"head": "a head", "fine-tuned": "a fine-tuning"}
-MARGIN = 1.1  # on the time that a step needs: what comes before it takes longer at times
-NOTHING = "nothing could be chosen, so this is the first model as it came:"
+MARGIN = 1.1  # on the time that a step needs: earlier steps may take longer than before
+NOTHING = "nothing could be chosen, so this is the first model as it is:"
 UNCHANGED = "; nothing new was tried, since the earlier call left nothing to try in this budget"
 OTHER_DRAWS = "a single run draws its own queries, so its values differ a little"
 
@@ -42,8 +42,8 @@ OTHER_DRAWS = "a single run draws its own queries, so its values differ a little
 class BestResult(Shown):
     """The best complete run, and what was tried. scores: None if no labels are known.
 
-    is_unchanged: whether an earlier call of the same command left nothing to try.
-    candidate: how it ranks. held_out: on what was chosen, in words. seconds: spent in all.
+    candidate: how the run ranks. held_out: the images that it was chosen on, in words. seconds:
+    spent by all calls. is_unchanged: whether an earlier call left nothing to try.
     """
 
     run: Run
@@ -59,7 +59,7 @@ class BestResult(Shown):
 
     @property
     def validation(self) -> ValidationScores | None:
-        """top1, map and points of the best run on what was chosen; None if nothing was."""
+        """top1, map and points of the best run on held-out images; None if nothing was chosen."""
         path = self.run.result_file
         return ValidationScores.of(storage.read_json(path).get("validation")) if path else None
 
@@ -77,7 +77,7 @@ class BestResult(Shown):
         return Summary("Best", facts, table.columns, table.rows, notes=self.notes())
 
     def notes(self) -> list[str]:
-        """What gave most, and what the budget was too short for."""
+        """Which steps gained most, and what the budget was too short for."""
         gained = [f"{in_words(step)} {step.gain:+.3f}" for step in most_gained(self.steps)]
         notes = [GAIN] if any(step.gain is not None for step in self.steps) else []
         notes += [f"most gained by: {'; '.join(gained)}"] if gained else []
@@ -94,8 +94,7 @@ class BestResult(Shown):
         return notes
 
     def _longer(self, stage: str) -> str:
-        """From which budget on such a step would be tried on this data, as far as it was measured;
-        "" if that is not known."""
+        """From which budget on such a step would be tried on this data; "" if that is not known."""
         needs = min((s.needs for s in self.steps if s.stage == stage and s.needs), default=None)
         if needs is None:
             return ""
@@ -155,9 +154,9 @@ class BestResult(Shown):
 
 
 def finished(config: RunConfig, journal: Journal, skipped: list[Step], held_out: str) -> BestResult:
-    """The result of a search: draws the sheets of its best run and writes the page.
+    """The result of a search, after drawing the sheets of its best run and writing the page.
 
-    skipped: steps for which there was no time, …
+    skipped: steps that were not tried, for example for lack of time.
     """
     assert journal.best is not None
     best = Run(Path(config.home), journal.best["run"])

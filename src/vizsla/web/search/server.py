@@ -39,9 +39,10 @@ from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, ModelError, UsageError, VizslaError
 from vizsla.model.open_model import load_embedder, recorded_embedder
 from vizsla.options import DEFAULT_BACKBONE, GalleryOptions
-from vizsla.run import config, finished_run, fused_runs
+from vizsla.run import finished_run, fused_runs
 from vizsla.run.accept_items import calibration_of_items, learns_from_items
 from vizsla.run.accepting import Accept
+from vizsla.run.config import recorded_config
 from vizsla.run.members import Member
 from vizsla.score.calibration import Calibration
 from vizsla.search.folder_index import FolderIndex
@@ -430,7 +431,7 @@ def _stored(source: GallerySource, kind: str) -> tuple[Embeddings, Path, Path]:
     """Stored vectors with labels; the folder of their images, and their own."""
     if kind == "run":
         folder = source.path / "embeddings" / "gallery"
-        root = source.images or open_data(config.again(source.path).data).gallery.root
+        root = source.images or open_data(recorded_config(source.path).data).gallery.root
     else:
         assert source.images is not None
         folder, root = source.path, source.images
