@@ -42,7 +42,7 @@ class BestSoFar:
     """The best candidate so far, and how it becomes a complete run.
 
     first: the values of the first model. plain: the best candidate without a chain. singles: the
-    networks that were tried alone, without a chain. skipped: steps for which there was no time, …
+    networks that were tried alone, without a chain. skipped: steps that were not tried.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class BestSoFar:
         self.best: Tried | None = None
         self.singles: dict[Network, Trial] = {}
         self.skipped: list[Step] = []
-        self._entered_before: set[str] = set()  # keys of the journal
+        self._entered: set[str] = set()  # journal keys of the candidates that were entered
         self.test_images = 0
         self.finishing = FINISHING  # seconds that a complete run takes once its vectors are there
 
     @property
     def report(self) -> Report:
-        """Stops a step where no more is left than the best so far needs for a complete run."""
+        """Stops a step when only the time is left that a complete run of the best so far needs."""
         return self.journal.guarded(self.progress, self.journal.budget - self.reserve())
 
     def reserve(self, candidate: Candidate | None = None) -> float:
@@ -90,9 +90,10 @@ class BestSoFar:
         *,
         needs: float = 0.0,
     ) -> Candidate | None:
-        """Tries one thing, writes it down, and keeps it if it is better; None if it has failed.
+        """Tries a candidate, records it, and keeps it if it is better. None: it failed, or there
+        was no time.
 
-        needs: seconds, at least; with less left it is skipped.
+        needs: seconds that it takes at least; with less left it is skipped.
         """
         key = f"{stage}: {name}"
         if key in self.journal.known:
@@ -100,10 +101,10 @@ class BestSoFar:
             if found is None:
                 return None
             candidate = Candidate.of(found["candidate"])
-            if key not in self._entered_before:
-                self._entered_before.add(key)
+            if key not in self._entered:
+                self._entered.add(key)
                 report = self.journal.guarded(self.progress, math.inf)  # it was in time
-                self._entered(Tried(candidate, self.held.trial(candidate, report)), found["kept"])
+                self._enter(Tried(candidate, self.held.trial(candidate, report)), found["kept"])
             return candidate
         known = what if isinstance(what, Candidate) else None
         if self.journal.left() - self.reserve(known) < needs:
@@ -138,15 +139,15 @@ class BestSoFar:
         step = Step(stage, shown, seconds=taken, verdict=verdict)
         step = step.scored(trial, self.plain.trial if self.plain else None)
         self.journal.end(key, step, {"candidate": candidate.to_dict(), "kept": kept})
-        self._entered_before.add(key)
-        return self._entered(tried, kept)
+        self._entered.add(key)
+        return self._enter(tried, kept)
 
     def _is_kept(self, tried: Tried) -> bool:
-        """Whether it gains more than one standard error over the best of its kind, more likely wins
-        than loses contest points, and is below the first model neither in top-1 nor in mAP.
+        """Whether it gains more than one standard error over the best without a chain, is more
+        likely to gain than to lose contest points, and does not fall below the first model.
 
-        A chain was chosen by a stricter rule, against none; it has to gain over the best only if
-        that is of other networks.
+        A chain was already compared with no chain, by a stricter rule. It has to gain over the best
+        only if that has other networks.
         """
         trial, before = tried.trial, self.plain
         if before is None or self.first is None or self.best is None:
@@ -160,7 +161,7 @@ class BestSoFar:
         return changed and (not other or _gains(trial, self.best.trial))
 
     def _why_not(self, tried: Tried) -> str:
-        """In a few words, why it is not kept."""
+        """Why it is not kept, in a few words."""
         assert self.plain is not None and self.best is not None
         before = self.best if tried.candidate.chain != "none" else self.plain
         trial = dataclasses.replace(tried.trial, baseline=before.trial, max_risk=0.5)
@@ -172,7 +173,7 @@ class BestSoFar:
             return "unsure"
         return "risky" if trial.risk > trial.max_risk else "below first"
 
-    def _entered(self, tried: Tried, kept: bool) -> Candidate:
+    def _enter(self, tried: Tried, kept: bool) -> Candidate:
         candidate = tried.candidate
         if candidate == Candidate(candidate.networks[:1]):
             self.singles[candidate.networks[0]] = tried.trial
@@ -210,14 +211,14 @@ class BestSoFar:
         new = sum(LOADING + self.seconds(one, self.test_images) for one in unknown)
         self.finishing = max(self.finishing, 1.2 * (self.journal.spent() - started) - new)
         self._record_validation(done, self.best.trial)
-        self._is_complete(candidate, done)
+        self._set_best_run(candidate, done)
 
     def _record_validation(self, done: Run | None, trial: Trial) -> None:
         """Writes the values of a trial into its run's result file, for `compare`."""
         if done is not None:
             record_validation(done, ValidationScores.on(self.held.on.record(), trial.means, "best"))
 
-    def _is_complete(self, candidate: Candidate, done: Run) -> None:
+    def _set_best_run(self, candidate: Candidate, done: Run) -> None:
         self.journal.best = {"candidate": candidate.to_dict(), "run": done.id}
         self.journal.save()
         held = ""
@@ -250,11 +251,11 @@ class BestSoFar:
             found = run(self.config_of(network), report).run
             self.journal.known[f"run {network.key}"] = found.id
         if self.journal.best is None:
-            self._is_complete(Candidate((network,)), found)
+            self._set_best_run(Candidate((network,)), found)
         return found
 
     def config_of(self, network: Network, **changes: Any) -> RunConfig:
-        """Of a run of the network, which computes as all others of it do."""
+        """The configuration of a run of the network, with the runtime of its other runs."""
         runtime = self.held.compute(network).runtime
         return network.config(self.shared, runtime=runtime, **changes)
 
@@ -267,5 +268,5 @@ class BestSoFar:
 
 
 def _gains(trial: Trial, before: Trial) -> bool:
-    """More than one standard error, and rather wins than loses contest points."""
+    """Whether it gains over one standard error, and is likelier to gain than to lose points."""
     return dataclasses.replace(trial, baseline=before, max_risk=0.5).is_safe

@@ -4,8 +4,8 @@
                        ▲                                                                   │
                        └───── once more, with all of these ◄─── tuned beside the head ◄────┘
 
-From cheap to dear. Each step is tried on held-out training images (candidates.py) and written
-down (journal.py); what is better is made a complete run at once, so that there always is one.
+Steps go from cheap to expensive. Each is tried on held-out training images (candidates.py) and
+recorded (journal.py). An improvement becomes a complete run at once, so that there always is one.
 """
 
 import dataclasses
@@ -49,28 +49,29 @@ MODELS = (  # tried where their weights are here, or can be downloaded; the firs
     "siglip2-b16", "clip-vit-b16", "convnext-tiny",
 )  # fmt: skip
 HALVING_SHARE = 0.1  # of the budget: if all models take more, the worse half is left out early
-SIZES = (1.3, 1.6)  # of the image size that a network was trained with
+SIZES = (1.3, 1.6)  # times the image size that a network was trained with
 FROZEN_SHARE = 0.15  # of the budget that one frozen model may take
 EARLY_HEAD_SHARE = 0.4  # that a head of the first model may take before others are tried
-WEIGHTS = (0.25, 0.5, 1.0, 2.0)  # of one more network, beside the others'
-JOINED, MOST_JOINABLE = 3, 5  # networks; and of how many they are chosen
-TUNED = ("last", "full")  # blocks; on a CPU, and on a GPU
-SHARES = (0.3, 0.5, 0.7)  # of a tuned network, beside a head of others
+WEIGHTS = (0.25, 0.5, 1.0, 2.0)  # of a further network, relative to the mean of the others
+JOINED, MOST_JOINABLE = 3, 5  # networks that are joined, out of how many
+TUNED = ("last", "full")  # what is fine-tuned on a CPU, and on a GPU
+SHARES = (0.3, 0.5, 0.7)  # weight of a tuned network that is joined with a head of others
 DRAWS = 8
 CHAIN_DRAWS = 4  # with less time than LONG
 LONG = 480.0  # seconds: with more left, a chain is chosen on all draws
 THOROUGH = 1200.0  # from here two networks are fine-tuned, and image size, views and `verify` tried
 LEAST_TUNING = 60.0  # seconds
-PLAN = "plan "  # and a network: in the journal, the seconds of its training
-PASSES, TRAINING_COST = 4, 2  # an image trained costs twice one embedded, with most blocks frozen
+PLAN = "plan "  # before a network, the journal's key of the seconds that its training may take
+PASSES = 4  # through the training images that a fine-tuning should have time for
+TRAINING_COST = 2  # training on an image takes as long as embedding two, with most blocks frozen
 
 
 @dataclass(frozen=True)
 class BestConfig:
     """run: what all runs share: data, device, seed, …; its model and refinement are replaced.
 
-    models: names or folders, none for all that can be had. weights: one for all, or one for each.
-    budget: seconds.
+    models: names or folders; none: all whose weights can be obtained. weights: one for all, or one
+    for each. budget: seconds.
     """
 
     run: RunConfig
@@ -100,8 +101,8 @@ def best_config(data: str | Path, options: BestOptions) -> BestConfig:
 def best(config: BestConfig, progress: Report | bool | None = None) -> BestResult:
     """Searches until the budget is spent or nothing is left to try; the same call continues.
 
-    Without labelled training images nothing can be chosen: a run of the first model. Whatever
-    stops it, `<home>/best/…/best.json` names the best complete run so far.
+    Without labelled training images nothing can be chosen, and the result is a run of the first
+    model. Whatever stops it, `<home>/best/…/best.json` names the best complete run so far.
     """
     if len(config.weights) not in (1, max(1, len(config.models))):
         raise UsageError(
@@ -149,10 +150,10 @@ class _Search:
         self.config, self.so_far = config, so_far
         self.held, self.journal = so_far.held, so_far.journal
         self.choosing = 0.0  # seconds that the choice of a chain has taken
-        self.held_out = ""  # on what was chosen, in words
+        self.held_out = ""  # what images the choices were made on, in words
 
     def all_steps(self) -> None:
-        """From cheap to dear, as far as the time goes."""
+        """All steps, from cheap to expensive, until the time is spent."""
         networks = self._networks()
         try:
             self._start(networks[0])
@@ -171,11 +172,11 @@ class _Search:
         self._head()
         self._chain()
         if is_thorough or self.validating["validate_on"] == NEW:  # there training gains least
-            self._variants(frozen[0])
+            self._try_larger_and_mirrored(frozen[0])
         self._fine_tune(2 if is_thorough else 1)
         stages = {step.stage for step in self.journal.steps}
         if "fine-tuned" in stages:
-            self._beside()
+            self._join_tuned()
         if {"image size", "views", "fine-tuned"} & stages:
             self._join()
             if is_thorough:  # a head that learns from tuned vectors too rarely gains
@@ -214,7 +215,7 @@ class _Search:
         self.so_far.first = self.so_far.singles[first]
 
     def _imitate_test_part(self, first: Network, done: Run, report: Report) -> None:
-        """What all validation is to be like: seen or new classes, and domains."""
+        """Decides what validation holds out, and its domains, as the test part looks."""
         images = self.held.data.training
         assert images is not None
         known = self.journal.known.get("validating")
@@ -247,13 +248,13 @@ class _Search:
     # ── steps ────────────────────────────────────────────────────────────────────────────────────
 
     def _frozen(self, networks: Sequence[Network]) -> list[Network]:
-        """Every model as it is; where there are many, the better half of few images goes on."""
+        """Tries every model as it is; of many, only the better half on few images. Best first."""
         tried = [networks[0]]
         others = list(networks[1:])
         if len(others) > 2:
             others = self._better_half(others)
         for network in others:
-            if self._affords(network) and self.so_far.attempt(
+            if self._can_afford(network) and self.so_far.attempt(
                 "frozen", str(network), Candidate((network,))
             ):
                 tried.append(network)
@@ -290,7 +291,7 @@ class _Search:
             self.held.forget(network)
         return kept
 
-    def _affords(self, network: Network) -> bool:
+    def _can_afford(self, network: Network) -> bool:
         """Whether the images can be embedded in FROZEN_SHARE of the budget, as far as is known."""
         images = self.so_far.test_images + len(self.held.drawn.images)
         if self.so_far.seconds(network, images) < FROZEN_SHARE * self.config.budget:
@@ -298,8 +299,8 @@ class _Search:
         self.so_far.skipped.append(Step("frozen", str(network), verdict="too slow"))
         return False
 
-    def _variants(self, network: Network) -> None:
-        """A frozen model with larger images, and mirrored."""
+    def _try_larger_and_mirrored(self, network: Network) -> None:
+        """Tries a frozen model with larger images, and with mirrored ones."""
         if Path(network.model).is_dir():
             return
         size = find_backbone(network.model).image_size
@@ -316,7 +317,7 @@ class _Search:
         self.so_far.attempt("views", str(mirrored), Candidate((mirrored,)), needs=needs)
 
     def _join(self) -> None:
-        """Other networks beside the best one, as long as one more of them is better."""
+        """Joins other networks with the best one, as long as one more of them gains."""
         start = max(self.so_far.singles, key=lambda network: self.so_far.singles[network].value)
         joined, value = Candidate((start,)), self.so_far.singles[start].value
         while len(joined.networks) < JOINED:
@@ -399,9 +400,9 @@ class _Search:
         is_seen = self.validating["validate_on"] == SEEN
         return is_seen and seconds < EARLY_HEAD_SHARE * self.config.budget
 
-    def _beside(self) -> None:
-        """The best head of joined vectors beside a tuned network, whose vectors of the images that
-        it was trained on are too good for a head to learn from."""
+    def _join_tuned(self) -> None:
+        """Joins the best head of joined vectors with a tuned network. A head is not fitted to that
+        one's vectors: it would overfit to those of images that the network was trained on."""
         assert self.so_far.plain is not None
         plain = self.so_far.plain.candidate
         tuned = [
@@ -431,7 +432,7 @@ class _Search:
         for i in itertools.count():
             left = self.journal.left() - self.so_far.reserve() - 1.3 * self.choosing
             seconds = left / max(1, count - i)
-            network = self._to_tune(seconds, i)
+            network = self._next_to_tune(seconds, i)
             if network is None:
                 return
             plan = f"{PLAN}{network}"
@@ -451,7 +452,7 @@ class _Search:
             self._tune(network, self.journal.known[plan])
             self.so_far.complete()
 
-    def _to_tune(self, seconds: float, i: int) -> Network | None:
+    def _next_to_tune(self, seconds: float, i: int) -> Network | None:
         """The i-th network to fine-tune: of those that see all images PASSES times the best one, or
         the fastest if none does; None if there are no more."""
         known = [key[len(PLAN) :] for key in self.journal.known if key.startswith(PLAN)]
