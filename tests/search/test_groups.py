@@ -152,7 +152,7 @@ def by_more_images(
     """The images that a plain search gives for each query, of as many as k groups take."""
     values = dict(zip(GALLERY.ids, GALLERY.attributes[column].to_pylist(), strict=True))
     found: list[list[tuple[str, float]]] = [[] for _ in range(Q)]
-    n, left = Grouping.of(column, GALLERY.attributes[column]).first(k), set(range(Q))
+    n, left = Grouping.of(column, GALLERY.attributes).first(k), set(range(Q))
     while left:
         plain = index.search(QUERIES, min(n, G), texts)
         assert plain.scores is not None

@@ -110,10 +110,7 @@ class Embeddings(Shown):
     @property
     def labels(self) -> list[str | None] | None:
         """The attribute `label`, N values; None without such an attribute."""
-        if "label" not in self.attributes.column_names:
-            return None
-        labels: list[str | None] = self.attributes["label"].to_pylist()
-        return labels
+        return shards.labels_in(self.attributes)
 
     def summary(self) -> Summary:
         """Their number, dimension and model; the first ids with their attributes."""

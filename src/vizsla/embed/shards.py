@@ -126,7 +126,7 @@ def _common_type(name: str, columns: Sequence[pa.ChunkedArray]) -> pa.DataType:
             value = column.drop_null()[0].as_py()
             raise DataError(
                 f"the attributes do not fit together: {name} is {first} at first and {kind} later, "
-                f"such as {value!r}. Give it one type, or embed all images anew to have it as text"
+                f"such as {value!r}. Give it one type, or embed all images again to have it as text"
             )
     return first
 
@@ -150,6 +150,14 @@ def attributes_in(table: pa.Table) -> pa.Table:
     """The columns of a shard that are neither ids nor vectors."""
     others = {"id", VECTOR, TILE_VECTORS} & {*table.column_names}
     return table.drop_columns(sorted(others))
+
+
+def labels_in(attributes: pa.Table) -> list[str | None] | None:
+    """The attribute `label`, N values; None without such an attribute."""
+    if "label" not in attributes.column_names:
+        return None
+    labels: list[str | None] = attributes["label"].to_pylist()
+    return labels
 
 
 def _unit_rows(stored: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from vizsla.data.query_box import GivenBox, QueryBox
 from vizsla.data.tiles import Tiles
 from vizsla.embed.embeddings import Embeddings, about_tiles, parts_of, source_of
 from vizsla.embed.local_features import LOCAL
+from vizsla.embed.shards import labels_in
 from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.notebook import Shown, Summary
@@ -147,11 +148,7 @@ class FolderIndex(Shown):
     @property
     def labels(self) -> list[str | None] | None:
         """The attribute `label` of the G images; None if the index has no such attribute."""
-        attributes = self.attributes
-        if "label" not in attributes.column_names:
-            return None
-        labels: list[str | None] = attributes["label"].to_pylist()
-        return labels
+        return labels_in(self.attributes)
 
     def __len__(self) -> int:
         return len(self.view.snapshot)

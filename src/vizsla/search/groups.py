@@ -1,7 +1,7 @@
 """Nearest images → nearest groups: one result for each product, place or individual.
 
-Images with one value of an attribute are a group; an image without a value is one by itself. Groups
-are ordered by their best image, or by the mean of their best two. Knows no kind of index: an
+Images with one value of an attribute are a group; an image without a value is a group of one.
+Groups are ordered by their best image, or by the mean of their best two. Knows no kind of index: an
 `ImageSource` searches for images, and for more of them until there are enough groups.
 """
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vizsla.errors import UsageError
+from vizsla.search.filters import no_attribute
 
 GROUP_SCORES = ("best", "best-two")
 FIRST = 54  # images of the first search: for an approximate index these cost no more than ten
@@ -28,8 +29,12 @@ class Grouping:
     codes: np.ndarray
 
     @staticmethod
-    def of(column: str, values: pa.ChunkedArray) -> "Grouping":
-        """Equal values of any type are one group; null and NaN are unknown."""
+    def of(column: str, attributes: pa.Table) -> "Grouping":
+        """Equal values of any type are one group; null and NaN are unknown. DataError: no such
+        column."""
+        if column not in attributes.column_names:
+            raise no_attribute(column, attributes.column_names)
+        values = attributes[column]
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
         if pa.types.is_floating(values.type):

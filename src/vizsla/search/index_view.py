@@ -11,7 +11,6 @@ import numpy as np
 from vizsla.search import ann, exact, tiles
 from vizsla.search.ann import Allowed, Structure, Unindexed
 from vizsla.search.exact import Rows
-from vizsla.search.filters import no_attribute
 from vizsla.search.groups import Found, Grouping, ResultForm
 from vizsla.search.index_files import Snapshot
 from vizsla.search.index_structure import read_structure
@@ -131,12 +130,9 @@ class View:
 
     def grouping(self, column: str) -> Grouping:
         """Which images are one group by an attribute. DataError: there is no such attribute."""
-        known, attributes = self._groupings, self.snapshot.attributes
-        if column not in known:
-            if column not in attributes.column_names:
-                raise no_attribute(column, attributes.column_names)
-            known[column] = Grouping.of(column, attributes[column])
-        return known[column]
+        if column not in self._groupings:
+            self._groupings[column] = Grouping.of(column, self.snapshot.attributes)
+        return self._groupings[column]
 
     def search(
         self,

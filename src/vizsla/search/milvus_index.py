@@ -28,6 +28,7 @@ from vizsla.embed.embeddings import (
     source_of,
     tiles_in,
 )
+from vizsla.embed.shards import labels_in
 from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, MissingExtraError, StorageError, UsageError
 from vizsla.search import ann, exact
@@ -157,11 +158,7 @@ class MilvusIndex:
     @property
     def labels(self) -> list[str | None] | None:
         """The attribute `label` of the G images; None if the index has no such attribute."""
-        attributes = self.attributes
-        if "label" not in attributes.column_names:
-            return None
-        labels: list[str | None] = attributes["label"].to_pylist()
-        return labels
+        return labels_in(self.attributes)
 
     def __len__(self) -> int:
         return self._count("")

@@ -7,7 +7,6 @@ import numpy as np
 
 from vizsla.embed.embeddings import Embeddings
 from vizsla.search.exact import GRID
-from vizsla.search.filters import no_attribute
 from vizsla.search.groups import (
     Found,
     Grouping,
@@ -109,11 +108,9 @@ class ImagesOfRanking:
 
 def regrouped(ranking: Ranking, gallery: Embeddings, k: int, form: ResultForm) -> Ranking:
     """The k best results by a ranking that reaches over the whole gallery."""
-    by, attributes = form.group_by, gallery.attributes
+    by = form.group_by
     if isinstance(by, str):
-        if by not in attributes.column_names:
-            raise no_attribute(by, attributes.column_names)
-        by = Grouping.of(by, attributes[by])
+        by = Grouping.of(by, gallery.attributes)
     source = ImagesOfRanking(ranking, by, gallery.vectors)
     found = found_results(
         source,

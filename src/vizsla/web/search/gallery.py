@@ -21,7 +21,7 @@ from vizsla.data.tiles import Box, Tiles
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import StorageError
 from vizsla.search import index_files
-from vizsla.search.filters import Filter, no_attribute
+from vizsla.search.filters import Filter
 from vizsla.search.folder_index import FolderIndex
 from vizsla.search.groups import Grouping, ResultForm
 from vizsla.search.ranking import Ranking
@@ -168,9 +168,7 @@ class Gallery:
     def grouping(self, column: str) -> Grouping:
         """Which images are one group by an attribute. DataError: there is no such attribute."""
         if column not in self._groupings:
-            if column not in self.attributes.column_names:
-                raise no_attribute(column, self.attributes.column_names)
-            self._groupings[column] = Grouping.of(column, self.attributes[column])
+            self._groupings[column] = Grouping.of(column, self.attributes)
         return self._groupings[column]
 
     @cached_property
