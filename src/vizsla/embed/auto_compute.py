@@ -162,7 +162,7 @@ def _precision(
 def fastest_runtime(embedder: Embedder, compute: Compute, images: int, *, starts: int = 1) -> str:
     """The installed runtime that embeds so many images soonest, its start included; logs why.
 
-    starts: how often it starts: anew for other weights.
+    starts: how often it has to start, which it does for every change of the weights.
     Each is timed once for a kind of machine and of network, and only where it is expected to save
     more than it takes to time and to start it; the times are kept in the cache folder.
     """

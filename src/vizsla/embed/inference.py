@@ -265,7 +265,7 @@ class _Job:
                 if writing is not None:
                     writing.result()
             except RuntimeFailed:
-                raise  # the job goes on
+                raise  # the job continues with torch
             except BaseException:
                 self.inspection.cancel()  # else the thread that waits for it would not end
                 raise

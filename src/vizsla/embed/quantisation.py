@@ -1,8 +1,8 @@
 """An OpenVINO network → the same network in int8, by ranges of activations that come with Vizsla.
 
 The ranges were measured once, on training photos of two data sets (benchmarks/int8_ranges.py). So
-nobody's own images decide how a network is quantised: it depends on the weights and on Vizsla only,
-and whoever continues vectors, on another machine too, computes with the same network.
+quantisation does not depend on a user's images, only on the weights and on Vizsla, and embeddings
+that are continued, also on another machine, are computed with the same network.
 """
 
 import json

@@ -273,7 +273,9 @@ class _Actor:
         self.source, embedder, compute, expected, threads = ray.get(shared)
         torch.set_num_threads(threads)
         self.runtime = Runtime(embedder, replace(compute, remote_facts=None))
-        self.lacking: RuntimeFailed | None = None  # raised when called: here Ray would start anew
+        self.lacking: RuntimeFailed | None = (
+            None  # raised when called: if raised here, Ray would restart it
+        )
         try:
             facts = self.runtime.compute.facts
         except RuntimeFailed as error:

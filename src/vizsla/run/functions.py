@@ -1,4 +1,4 @@
-"""The commands that compute as functions: embed, run, train, search.
+"""The commands that compute, as functions: embed, run, best, train, search.
 
 Each takes the options of its command under their names, and returns the noun that it prints.
 """
@@ -223,7 +223,7 @@ def best(given: BestArguments, names: frozenset[str]) -> BestResult:
 
     `result.run` is the best complete run, `result.scores` its scores where labels are known,
     `result.steps` what was tried. The same call continues after an interruption, or with more time.
-    DataError without labelled training images: nothing could be chosen.
+    Without labelled training images nothing can be chosen: the result is a run of the first model.
     """
     return search_best(best_config(given.data, given), given.progress)
 

@@ -1,4 +1,4 @@
-"""The commands that look at data and results as functions: check, report, compare."""
+"""The commands that inspect data and results, as functions: check, report, compare."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace

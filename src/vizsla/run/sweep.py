@@ -366,7 +366,7 @@ def _suggested(trial: Any, run: RunConfig, losses: Sequence[str]) -> dict[str, A
 
 
 def _trial_value(run: RunConfig, out: Path, progress: Progress | None) -> float:
-    """What the best trained candidate scores on validation; the test part is never looked at."""
+    """What the best trained candidate scores on validation; the test part is never used."""
     blind = dataclasses.replace(run, labels=None, labels_from=None)  # those of the test part
     result = train(blind, out, overwrite=True, progress=progress)
     shutil.rmtree(out / "embedder", ignore_errors=True)  # only its value counts

@@ -1,7 +1,7 @@
 """Two images' tokens → how alike they are by late interaction (Khattab and Zaharia, 2020).
 
-Each token of the query looks for the most similar one of the other image. Nothing is said of where
-they are: `geometry` asks that.
+Each token of the query looks for the most similar one of the other image, wherever that is:
+`geometry` compares places.
 """
 
 from collections.abc import Sequence

@@ -53,7 +53,7 @@ class MilvusImages:
         self.entities = Entities(len(queries), queries.shape[1])
         self._codes: dict[int, int] = {}  # image → group
         self._code_of: dict[Any, int] = {}  # value → group
-        self._values: list[Any] = []  # of each group; None: the image is one by itself
+        self._values: list[Any] = []  # of each group; None: a group of one image
         self._rows: dict[int, list[int]] = {}  # group → all its rows
 
     def nearest(self, queries: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -51,8 +51,8 @@ OF_A_CLASS = 3  # gallery images of each query's class, there
 
 @dataclass(frozen=True)
 class Network:
-    """One embedder. model: a backbone's name, or a folder: of an embedder, or of the run that
-    tuned it. name: of a tuned one, for people."""
+    """One embedder. model: a backbone's name, or the folder of an embedder or of the run that tuned
+    it. name: how a tuned one is shown."""
 
     model: str
     weights: str = "pretrained"

@@ -468,7 +468,7 @@ class _Search:
         )
 
     def _tune(self, network: Network, seconds: float) -> None:
-        """A run of the network tuned, which is then a network of its own."""
+        """Fine-tunes the network in a run, whose model is then a further network."""
         last, full = TUNED
         kind = full if self.held.compute(network).kind == "cuda" else last
 

@@ -60,7 +60,7 @@ class Closed(Exception):
 class Decoded:
     """size: of the whole upright image, or of the part that was asked for.
 
-    pixels: as the model sees it. jpeg: for people.
+    pixels: for the model. jpeg: for display.
     """
 
     size: tuple[int, int]
@@ -219,7 +219,7 @@ def _reply_to(max_pixels: int, request: dict[str, Any], body: bytes) -> Message:
 
 
 def _larger(source: str | bytes, small: Image.Image, side: int, max_pixels: int) -> Image.Image:
-    """The same picture for people, where a JPEG was unpacked smaller than that for the model."""
+    """The picture for display, if a JPEG was decoded at a smaller size for the model."""
     if read_header(source, max_pixels=max_pixels).format not in ("JPEG", "MPO"):
         return small
     short = math.ceil(side * min(small.size) / max(small.size))

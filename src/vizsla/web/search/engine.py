@@ -575,7 +575,7 @@ class Engine:
     def _change(self, change: Callable[[Gallery, FolderIndex], None]) -> str:
         """Applies `change` to a copy of the index; the new state of the index.
 
-        Waits for another process that is writing, and then changes what that has left.
+        Waits for another process that is writing, and then changes the index that it wrote.
         """
         until = time.monotonic() + CHANGE_SECONDS
         with self._changing:

@@ -363,7 +363,7 @@ def _joint(
 def decoders(max_pixels: int) -> "tuple[Decoder, Decoder]":
     """One for uploads, and one for the gallery's images, which may be larger.
 
-    The second gives way to the first, so that searches do not wait for thumbnails.
+    The second has a lower priority, so that searches do not wait for thumbnails.
     """
     from vizsla.web.search.decoder import Decoder
 
