@@ -24,9 +24,9 @@ from vizsla.data.splits import target_of
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings
 from vizsla.embed.inference import embed
+from vizsla.model.open_model import load_embedder
 from vizsla.model.projection import whitening
 from vizsla.options import ModelChoice, TuneConfig
-from vizsla.run.inputs import load_embedder
 from vizsla.score.evaluate import evaluate
 from vizsla.score.text_table import Table
 from vizsla.score.truth import Truth, truth_of_folders
