@@ -47,10 +47,10 @@ class Accept:
         """
         name, number = (str(text), None) if isinstance(text, str) else ("", text)
         if isinstance(text, str) and not Path(text).exists():
-            name, _, after = text.rpartition("@")
-            number = acceptance(after)
-            if not name or isinstance(number, str):
-                name, number = text, None
+            before, _, after = text.rpartition("@")
+            given = acceptance(after)
+            if before and not isinstance(given, str):
+                name, number = before, given
         if number is not None and not 0 < number < 1:
             raise UsageError(
                 f"--accept {text}: choose a probability between 0 and 1, such as 0.95, or the file "
