@@ -161,7 +161,7 @@ def in_notebook() -> bool:
 def reporting(progress: Report | bool | None) -> Iterator[Report | None]:
     """What takes reports: `progress` itself if it can be called, bars for True.
 
-    None: bars in a notebook, and nothing elsewhere.
+    None: bars in a notebook, and nothing elsewhere. False: nothing anywhere.
     """
     if callable(progress):
         yield progress
@@ -169,7 +169,11 @@ def reporting(progress: Report | bool | None) -> Iterator[Report | None]:
         with ProgressShown() as shown:
             yield shown
     else:
-        yield None
+        yield None if progress is None else _silent
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Reports nothing, and neither do the stages that it is handed to."""
 
 
 def format_rate(rate: float) -> str:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vizsla.choose.refinement import RefinementChoice
-from vizsla.choose.validation import Trials
+from vizsla.choose.validation import Trial, Trials
 from vizsla.cli.main import app
 from vizsla.data.data_folders import open_data
 from vizsla.embed.auto_compute import resolve_compute
@@ -124,7 +124,10 @@ def test_what_cannot_be_is_said_before_the_work(tinted: Path, tmp_path: Path) ->
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_command_says_in_a_sentence_that_nothing_was_kept(tinted: Path, tmp_path: Path) -> None:
+def test_the_command_says_in_a_sentence_that_nothing_was_kept(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trial, "is_safe", property(lambda self: self.baseline is None))
     words = ["run", str(tinted), "--model", "tiny", "--weights", "random", "--image-size", "32",
              "--figures", "0", "--home", str(tmp_path), "-k", "5", "--refine", "auto",
              "--validate-on", "seen-classes"]  # fmt: skip

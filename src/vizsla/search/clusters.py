@@ -97,7 +97,9 @@ def _hdbscan(vectors: np.ndarray) -> Callable[[float], np.ndarray]:
     few = len(vectors) <= MOST_AGGLOMERATIVE  # then all distances are computed, once
     data, metric = vectors, "euclidean"
     if few:
-        data, metric = np.sqrt(np.maximum(2 - 2 * vectors @ vectors.T, 0)), "precomputed"
+        distances = np.sqrt(np.maximum(2 - 2 * vectors @ vectors.T, 0))
+        data = np.maximum(distances, distances.T)  # some processors round a.b and b.a differently
+        metric = "precomputed"
         np.fill_diagonal(data, 0)
 
     def at(min_size: float) -> np.ndarray:
