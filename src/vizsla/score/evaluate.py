@@ -1,7 +1,7 @@
 """Ranking + Truth → Scores: every metric of every query, and which of them can be known.
 
 A list that ends at rank 9 says nothing of rank 10, and one from a submission nothing of the images
-that it left out: such values are nan, with the reason. The formulas are in formulas.py.
+that it left out: such values are nan, with the reason. The formulas are in metrics/formulas.py.
 """
 
 import dataclasses

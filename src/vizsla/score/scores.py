@@ -1,6 +1,6 @@
 """Scores: means with intervals, per-query values, which queries were left out and why; as text.
 
-The formulas are in formulas.py, the means and intervals in figures.py.
+The formulas are in metrics/formulas.py, the means and intervals in figures.py.
 """
 
 import dataclasses

@@ -175,7 +175,7 @@ class BestSoFar:
 
     def _enter(self, tried: Tried, kept: bool) -> Candidate:
         candidate = tried.candidate
-        if candidate == Candidate(candidate.networks[:1]):
+        if candidate == Candidate(candidate.networks[:1]):  # one network as it is
             self.singles[candidate.networks[0]] = tried.trial
             self._record_validation(self._has_run(candidate.networks[0]), tried.trial)
         if kept and candidate.chain == "none":

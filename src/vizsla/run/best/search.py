@@ -57,8 +57,8 @@ JOINED, MOST_JOINABLE = 3, 5  # networks that are joined, out of how many
 TUNED = ("last", "full")  # what is fine-tuned on a CPU, and on a GPU
 SHARES = (0.3, 0.5, 0.7)  # weight of a tuned network that is joined with a head of others
 DRAWS = 8
-CHAIN_DRAWS = 4  # for the first chain, and where all would take more than
-CHOOSING_SHARE = 0.1  # of the time that is left
+CHAIN_DRAWS = 4  # on which a chain is chosen, unless there is time for all
+CHOOSING_SHARE = 0.1  # of the time left that choosing a chain on all draws may take
 THOROUGH = 1200.0  # from here two networks are fine-tuned, and image size, views and `verify` tried
 LEAST_TUNING = 60.0  # seconds
 PLAN = "plan "  # before a network, the journal's key of the seconds that its training may take
@@ -354,8 +354,9 @@ class _Search:
         started = self.journal.spent()
 
         def choose() -> Candidate:
-            is_quick = 2 * self.choosing < CHOOSING_SHARE * self.journal.left()
-            few = None if self.choosing and is_quick else CHAIN_DRAWS
+            on_all = DRAWS / CHAIN_DRAWS * self.choosing  # seconds; unknown for the first chain
+            is_affordable = 0 < on_all < CHOOSING_SHARE * self.journal.left()
+            few = None if is_affordable else CHAIN_DRAWS
             verify = self.config.budget >= THOROUGH and len(plain.networks) == 1
             choice = self.held.chosen_chain(plain, self.so_far.report, draws=few, verify=verify)
             return dataclasses.replace(plain, chain=str(choice.chain))
