@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from vizsla.data.tiles import Tiles
 from vizsla.errors import DataError, UsageError
 from vizsla.output.query_sheets import RankingTruth
 from vizsla.output.sheet_selection import pick_queries, ranking_truth, with_unanswered
@@ -64,3 +65,19 @@ def test_what_is_known_of_each_result() -> None:
     assert known.correct.tolist() == [[1, 0], [1, -1], [-1, -1], [0, 0]]
     assert known.is_judged.tolist() == [True, True, False, True]
     assert ranking_truth(ranking, None, None, 2) is None
+
+
+def test_a_query_without_an_answer_has_no_result_in_anything_a_ranking_holds() -> None:
+    one = np.array([[1, 0]])
+    ranking = Ranking(
+        ["q0"], ["g0", "g1"], one, one + 0.5, accepted=np.array([1]), probability=one / 2,
+        members=one[..., None], member_scores=one[..., None] / 2,
+        tiles=Tiles.parse("2x2"), best_tile=one.astype(np.int8),
+    )  # fmt: skip
+    found = with_unanswered(ranking, ["q0", "broken"])
+    assert found.queries == ["q0", "broken"] and found.row(1) == []
+    assert found.box(0, 0) == ranking.box(0, 0) and found.box(1, 0) is None
+    assert found.best_tile is not None and found.best_tile.dtype == np.int8
+    assert not found.is_accepted[1].any() and found.members.tolist() == [[[1], [0]], [[-1], [-1]]]
+    for values in (found.scores, found.probability, found.member_scores):
+        assert np.isfinite(values[0]).all() and np.isnan(values[1]).all()

@@ -157,11 +157,14 @@ def test_without_labels_scores_are_null_and_all_else_is_there(data: Path) -> Non
     assert 0 not in [record[key] for key in record if "accuracy" in key]
 
 
-def test_broken_images_never_stop_a_run(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("tiles", [None, "2x2"])
+def test_broken_images_never_stop_a_run(
+    data: Path, caplog: pytest.LogCaptureFixture, tiles: str | None
+) -> None:
     query = sorted((data / "test/query").iterdir())[3]
     query.write_bytes(b"")
     sorted((data / "test/gallery").iterdir())[0].write_bytes(b"no image")
-    done = run(config(data))
+    done = run(config(data, tiles=tiles))
     assert len(done.ranking) == 11 and done.ranking.depth == 23
     submission = json.loads(done.submission_path.read_text())
     assert len(submission) == 12 and len(set(submission[query.name])) == 5

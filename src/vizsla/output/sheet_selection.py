@@ -24,6 +24,11 @@ from vizsla.search.ranking import Ranking
 
 log = logging.getLogger("vizsla.figures")
 
+EMPTY = {
+    "positions": -1, "scores": np.nan, "accepted": 0, "probability": np.nan, "members": -1,
+    "member_scores": np.nan, "best_tile": -1,
+}  # the values of a ranking that it has for each query, where there is no result  # fmt: skip
+
 
 def show(
     ranking: Ranking,
@@ -123,16 +128,12 @@ def with_unanswered(ranking: Ranking, queries: Sequence[str]) -> Ranking:
     more = [name for name in queries if name not in known]
     if not more:
         return ranking
-    padding = ((0, len(more)), (0, 0))
-    scores, chances, accepted = ranking.scores, ranking.probability, ranking.accepted
-    return dataclasses.replace(
-        ranking,
-        queries=[*ranking.queries, *more],
-        positions=np.pad(ranking.positions, padding, constant_values=-1),
-        scores=None if scores is None else np.pad(scores, padding, constant_values=np.nan),
-        probability=None if chances is None else np.pad(chances, padding, constant_values=np.nan),
-        accepted=None if accepted is None else np.pad(accepted, (0, len(more))),
-    )
+    rows = {
+        name: np.concatenate([values, np.full((len(more), *values.shape[1:]), empty, values.dtype)])
+        for name, empty in EMPTY.items()
+        if (values := getattr(ranking, name)) is not None
+    }
+    return dataclasses.replace(ranking, queries=[*ranking.queries, *more], **rows)
 
 
 def ranking_truth(
