@@ -6,12 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from vizsla.cli.main import app
 from vizsla.embed.local_features import Sift
-from vizsla.output.matched_points import BETWEEN, BOX, drawn_pair, in_words, labelled_pair
+from vizsla.output.matched_points import (
+    BETWEEN,
+    BOX,
+    drawn_pair,
+    in_words,
+    labelled_pair,
+    matches_sheet,
+)
+from vizsla.output.sheet_drawing import PAPER, Picture, draw_title
 from vizsla.run import pipeline
 from vizsla.run.config import RunConfig
 from vizsla.search.geometry import geometry_of
@@ -90,3 +98,15 @@ def test_lines_join_the_same_places(scene: Scene) -> None:
     none = geometry_of(features[0], Sift()(Image.new("RGB", (50, 50))))
     assert in_words(none) == "0 points match, but agree on no geometry"
     assert labelled_pair(photo, part, Sift(), box=100).size == (200 + BETWEEN, 136)
+
+
+def test_what_is_known_of_a_query_is_not_shortened_for_the_words_on_lines(scene: Scene) -> None:
+    notes = ["beaver", "AP 1.000 (whole ranking)", "first correct at rank 1", "5 of 10 correct"]
+    pair = scene(0).resize((2 * BOX + BETWEEN, BOX)), "nothing matches"
+    pictures = [Picture(Path(f"g{i}.png"), f"g{i}.png") for i in range(2)]
+    query = Picture(Path("q.png"), "q.png")
+    sheet = matches_sheet(query, pictures, [pair, pair], notes=notes)
+    title = Image.new("RGB", sheet.size, PAPER)
+    draw_title(ImageDraw.Draw(title), "q.png", notes, 10_000)
+    above_lines = (0, 0, sheet.width, 76)
+    assert sheet.crop(above_lines).tobytes() == title.crop(above_lines).tobytes()

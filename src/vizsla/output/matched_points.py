@@ -157,7 +157,8 @@ def _draw_lines(canvas: Image.Image, starts: np.ndarray, stops: np.ndarray) -> N
         hue = 0.85 * starts[i, 1] / canvas.height
         colour = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.9, 1.0))
         (x, y), (u, v) = 2 * starts[i], 2 * stops[i]
-        draw.line((x, y, u, v), (*colour, 170), 2)
+        draw.line((x, y, u, v), (0, 0, 0, 90), 5)  # so that light lines are seen on light ground
+        draw.line((x, y, u, v), (*colour, 210), 3)
         for at, down in ((x, y), (u, v)):
             draw.ellipse((at - 5, down - 5, at + 5, down + 5), (*colour, 255), (0, 0, 0, 255))
     small = large.resize(canvas.size, Image.Resampling.BOX)
@@ -172,13 +173,14 @@ def matches_sheet(
     columns = min(2, max(1, len(pairs)))
     rows = max(1, -(-len(pairs) // columns))
     wide, high = 2 * BOX + BETWEEN, BOX + CAPTION
-    top = MARGIN + 66
+    top = MARGIN + 78
     width = 2 * MARGIN + columns * wide + (columns - 1) * 2 * GAP
     sheet = Image.new("RGB", (width, top + rows * (high + GAP) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
-    lines = "lines: points that match and agree on how one image lies in the other"
-    draw_title(draw, query.name, [*notes, lines], width - 2 * MARGIN)
+    draw_title(draw, query.name, notes, width - 2 * MARGIN)
     small = font_of(13)
+    lines = "lines: points that match and agree on how one image lies in the other"
+    draw.text((MARGIN, MARGIN + 51), lines, GREY, small)
     for i, (result, pair) in enumerate(zip(results, pairs, strict=True)):
         x = MARGIN + i % columns * (wide + 2 * GAP)
         y = top + i // columns * (high + GAP)
