@@ -69,7 +69,8 @@ class Decoded:
 
 
 class Decoder:
-    """`decode(…)` → Future of Decoded, or of ImageError with the reason in plain words."""
+    """`decode(…)` → Future of Decoded, or of ImageError with the reason in plain words; DataError if
+    the image is sound, but the part that was asked for lies beyond it."""
 
     def __init__(
         self,
@@ -164,9 +165,9 @@ class Decoder:
 
 
 def _decoded(reply: dict[str, Any], body: bytes) -> Decoded:
-    """What a child replied, which may be anything; ImageError if it could not decode."""
+    """What a child replied, which may be anything; an error if it could not decode."""
     if reply["error"] is not None:
-        raise ImageError(str(reply["error"]))
+        raise (DataError if reply.get("is_sound") else ImageError)(str(reply["error"]))
     width, height = map(int, reply["size"])
     n_jpeg = int(reply["jpeg"])
     pixels = None
@@ -209,8 +210,8 @@ def _reply_to(max_pixels: int, request: dict[str, Any], body: bytes) -> Message:
         ):
             image = _larger(source, image, side, max_pixels)
         jpeg = _as_jpeg(image, side) if side else b""
-    except DataError as error:  # of the image, or of the box
-        return {"error": str(error)}, b""
+    except DataError as error:  # of the image, or of the part
+        return {"error": str(error), "is_sound": not isinstance(error, ImageError)}, b""
     except MemoryError:
         return {"error": "not enough memory to unpack it"}, b""
     shape = None if pixels is None else pixels.shape[:2]

@@ -110,4 +110,4 @@ def first_fault(error: ValidationError, model: type[BaseModel]) -> str:
         reason = str(fault["ctx"]["error"])
     else:
         reason = fault["msg"][:1].lower() + fault["msg"][1:]
-    return f"{name}: {reason}" if name else reason
+    return f"{name}: {reason}" if name and not reason.startswith(name) else reason
