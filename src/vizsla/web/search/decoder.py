@@ -69,8 +69,8 @@ class Decoded:
 
 
 class Decoder:
-    """`decode(…)` → Future of Decoded, or of ImageError with the reason in plain words; DataError if
-    the image is sound, but the part that was asked for lies beyond it."""
+    """`decode(…)` → Future of Decoded, or of ImageError with the reason in plain words; DataError
+    if the image is sound, but the part that was asked for lies beyond it."""
 
     def __init__(
         self,
