@@ -1,14 +1,15 @@
 """Parts of pictures in other pictures: verification, and `check --partial`, with seeds.
 
     python benchmarks/closer.py fit --shared ../shared          # the rules in search/geometry.py
+    python benchmarks/closer.py fit-copies --shared ../shared   # the rule in audit/same_pixels.py
     python benchmarks/closer.py collages --shared ../shared     # crops in collages, gallery of 450
     python benchmarks/closer.py partial --shared ../shared      # 100 planted among 4,000 photos
     python benchmarks/closer.py sets --shared ../shared         # verify by class, and `auto`
     python benchmarks/closer.py objects --shared ../shared      # small objects, by tiles
     python benchmarks/closer.py many-tiles                      # 100,000 made images of 5 tiles
 
-Photos are those of the two shared sets. `fit` sees training images only; `collages` and `objects`
-take the test images of caltech101 (with --part training: others, to develop on).
+Photos are those of the two shared sets. Both fits see training images only; `collages` and
+`objects` take the test images of caltech101 (with --part training: others, to develop on).
 """
 
 import argparse
@@ -23,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageOps
 
+from vizsla.audit import partial_copies, same_pixels
 from vizsla.audit.check import check, image_sets
 from vizsla.audit.duplicates import file_features, find_pairs, find_parts
 from vizsla.audit.file_scan import scan_files
@@ -36,7 +38,7 @@ from vizsla.data.tiles import WHOLE, Box, Tiles
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings
 from vizsla.embed.inference import embed
-from vizsla.embed.local_features import Extractor, LocalFeatures, Sift
+from vizsla.embed.local_features import SIDE, Extractor, LocalFeatures, Sift
 from vizsla.embed.token_features import Tokens
 from vizsla.model.open_model import load_embedder
 from vizsla.options import DEFAULT_BACKBONE, ModelChoice, TuneConfig
@@ -148,9 +150,7 @@ KINDS: dict[str, Make] = {
 
 
 def fit(shared: Path, kind: str, seed: int = 11) -> None:
-    """Prints the weights for search/geometry.py, and what they decide on the pairs they saw not."""
-    from scipy.optimize import minimize
-
+    """Prints the weights for search/geometry.py, and what they decide on these pairs."""
     rng = np.random.default_rng(seed)
     rows: dict[bool, list[list[float]]] = {False: [], True: []}
     n_true = 0
@@ -173,6 +173,21 @@ def fit(shared: Path, kind: str, seed: int = 11) -> None:
                     rows[g == q].append(values)
     x = np.array(rows[True] + rows[False])
     y = np.repeat([1.0, 0.0], [len(rows[True]), len(rows[False])])
+    weights = fitted(x, y, least=0)
+    print(f"{n_true} true pairs, {len(rows[True])} with a geometry; {len(rows[False])} wrong ones")
+    names = geometry.RULES[kind].weights
+    print("bias", round(weights[0], 2), dict(zip(names, weights[1:].round(2), strict=True)))
+    p = 1 / (1 + np.exp(-(weights[0] + x @ weights[1:])))
+    for cut in (0.3, 0.5, 0.9):
+        print(f"above {cut}: {(p[y > 0] > cut).sum()} true, {(p[y == 0] > cut).sum()} wrong")
+
+
+def fitted(x: np.ndarray, y: np.ndarray, least: float | None = None) -> np.ndarray:
+    """(1 + D,) bias and weights of a logistic regression of y (n,) on x (n, D).
+
+    least: what no weight falls below.
+    """
+    from scipy.optimize import minimize
 
     def loss(weights: np.ndarray) -> float:
         logit = weights[0] + x @ weights[1:]
@@ -180,13 +195,68 @@ def fit(shared: Path, kind: str, seed: int = 11) -> None:
             np.logaddexp(0, np.where(y > 0, -logit, logit)).sum() + 0.01 * weights @ weights
         )
 
-    found = minimize(loss, [-5, 1, 1, 1], bounds=[(None, None)] + [(0, None)] * 3)
-    print(f"{n_true} true pairs, {len(rows[True])} with a geometry; {len(rows[False])} wrong ones")
-    names = geometry.RULES[kind].weights
-    print("bias", round(found.x[0], 2), dict(zip(names, found.x[1:].round(2), strict=True)))
-    p = 1 / (1 + np.exp(-(found.x[0] + x @ found.x[1:])))
-    for cut in (0.3, 0.5, 0.9):
-        print(f"above {cut}: {(p[y > 0] > cut).sum()} true, {(p[y == 0] > cut).sum()} wrong")
+    start = np.r_[-5.0, np.ones(x.shape[1])]
+    found: np.ndarray = minimize(
+        loss, start, bounds=[(None, None)] + [(least, None)] * x.shape[1]
+    ).x
+    return found
+
+
+def fit_copies(shared: Path, cache: Path, n: int = 1600, seed: int = 61) -> None:
+    """Prints the weights for audit/same_pixels.py, and what they decide on pairs they saw not.
+
+    All training photos, and n pictures made of them. Pairs of two photos that a first fit takes for
+    copies are left out of the second: the sets hold pictures twice, and parts of them.
+    """
+    rng = np.random.default_rng(seed)
+    files = [file for name in SETS for file in photos(shared, name, "training")]
+    chosen = rng.permutation(len(files))
+    paths, right = list(files), set()
+    for q in range(n):
+        photo, host = (int(chosen[i]) for i in (q, -1 - q))
+        kind = list(KINDS)[q % len(KINDS)]
+        made = KINDS[kind](read_image(files[photo]), read_image(files[host]), rng)
+        right |= {(photo, len(paths))} | ({(host, len(paths))} if kind == "collage" else set())
+        paths.append(cache / f"made-{q:05}.jpg")
+        made.save(paths[-1], quality=int(rng.integers(55, 90)))
+    sift = Sift()
+    features = [sift(read_image(path, at_least=SIDE)) for path in paths]
+
+    def grey(i: int) -> np.ndarray:
+        image = read_image(paths[i], at_least=SIDE).convert("L")
+        return np.asarray(image.resize(features[i].size, Image.Resampling.BOX), np.float32)
+
+    sample = [one.descriptors for one in features[::18] if len(one)]
+    words = partial_copies.Vocabulary.learned(np.concatenate(sample))
+    rows = [(*words(one.descriptors), np.full(len(one), i))
+            for i, one in enumerate(features) if len(one)]  # fmt: skip
+    described = [np.concatenate(column) for column in zip(*rows, strict=True)]
+    values, pairs = [], []
+    for i, j in zip(*partial_copies.candidates(*described, len(paths)), strict=True):
+        found = geometry_of(features[i], features[j])
+        if found.probability >= partial_copies.PERHAPS:
+            cells = same_pixels.compared(found, grey(i), grey(j))
+            value = same_pixels.evidence(found, cells, features[i].size, features[j].size)
+            if value:
+                values.append(list(value.values()))
+                pairs.append((int(i), int(j)))
+    x, y = np.array(values), np.array([pair in right for pair in pairs])
+    first = fitted(x, y)
+    kept = y | (first[0] + x @ first[1:] < 0)
+    x, y, photo = x[kept], y[kept], np.array([a for a, _ in pairs])[kept]
+    weights = fitted(x, y)
+    names = same_pixels.RULE.weights
+    print(f"{len(right)} copies, {y.sum()} of them compared; {(~y).sum()} other pairs; "
+          f"left out {(~kept).sum()}")  # fmt: skip
+    print("bias", round(weights[0], 2), dict(zip(names, weights[1:].round(2), strict=True)))
+    logits = np.empty(len(y))
+    for fold in range(5):  # no photo is on both sides
+        unseen = photo % 5 == fold
+        weights = fitted(x[~unseen], y[~unseen])
+        logits[unseen] = weights[0] + x[unseen] @ weights[1:]
+    for cut in (0.5, 0.8, 0.9):
+        above = logits > np.log(cut / (1 - cut))
+        print(f"above {cut}: {(above & y).sum()} copies, {(above & ~y).sum()} others")
 
 
 def tokens_on(files: Sequence[Path]) -> Extractor:
@@ -429,8 +499,8 @@ def many_tiles(cache: Path, kinds: Sequence[str], n: int = 100_000, seed: int = 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("fit", "collages", "partial", "sets", "objects",
-                                         "many-tiles"))  # fmt: skip
+    parser.add_argument("what", choices=("fit", "fit-copies", "collages", "partial", "sets",
+                                         "objects", "many-tiles"))  # fmt: skip
     parser.add_argument("--tiles", nargs="+", default=["1", "1+2x2", "1+2x2+3x3"])
     parser.add_argument("--model", default=DEFAULT_BACKBONE)
     parser.add_argument("--kinds", nargs="+", default=["exact", "hnsw"])
@@ -454,6 +524,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cache = given.cache or Path(scratch)
             if given.what == "sets":
                 sets(given.shared, cache, given.data)
+            elif given.what == "fit-copies":
+                fit_copies(given.shared, cache, **seed)
             elif given.what == "many-tiles":
                 many_tiles(cache, given.kinds, **seed)
             else:

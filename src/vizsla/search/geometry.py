@@ -19,22 +19,19 @@ TRIES, CERTAINTY = 2000, 0.995  # of RANSAC
 
 @dataclass(frozen=True)
 class Rule:
-    """How features of one kind are matched, and what their agreement is worth.
+    """What evidence is worth: its probability is 1 / (1 + exp(-(bias + Σ weight · value)))."""
 
-    ratio: of the distances to the nearest and the second nearest descriptor. P(same) is
-    1 / (1 + exp(-(bias + Σ weight · value))), and falls in none of the values.
-    """
-
-    ratio: float
     bias: float
     weights: dict[str, float]
 
 
+# Distances to the nearest and the second nearest descriptor of a match, of each kind of features.
+RATIOS = {"sift": 0.85, "tokens": 0.95}
 # Fitted by benchmarks/closer.py to pairs made of training images, one right and hundreds of wrong
-# ones for each query, as in a gallery of hundreds.
+# ones for each query, as in a gallery of hundreds. No weight is negative.
 RULES = {
-    "sift": Rule(0.85, -9.6, {"log inliers": 1.13, "inlier share": 11.41, "area": 4.55}),
-    "tokens": Rule(0.95, -6.79, {"log inliers": 2.99, "inlier share": 2.42, "area": 0.0}),
+    "sift": Rule(-9.6, {"log inliers": 1.13, "inlier share": 11.41, "area": 4.55}),
+    "tokens": Rule(-6.79, {"log inliers": 2.99, "inlier share": 2.42, "area": 0.0}),
 }
 
 
@@ -88,8 +85,7 @@ def mutual_matches(a: LocalFeatures, b: LocalFeatures) -> tuple[np.ndarray, np.n
     best = cosines[rows, nearest]
     cosines[rows, nearest] = -1
     second = cosines.max(axis=1)
-    ratio = RULES[b.kind].ratio
-    clear = 1 - best < ratio**2 * (1 - second)  # squared distances are 2 - 2 cosines
+    clear = 1 - best < RATIOS[b.kind] ** 2 * (1 - second)  # squared distances are 2 - 2 cosines
     kept = np.flatnonzero(mutual & clear)
     return kept, nearest[kept]
 
@@ -110,7 +106,7 @@ def evidence(
 
 
 def probability(values: dict[str, float], rule: Rule) -> float:
-    """That two images with this evidence show one thing."""
+    """That two images with this evidence show one thing, or what else the rule is fitted to."""
     logit = rule.bias + sum(weight * values[name] for name, weight in rule.weights.items())
     return float(1 / (1 + np.exp(-logit)))
 
