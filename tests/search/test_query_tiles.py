@@ -170,8 +170,9 @@ def test_a_run_ranks_by_all_scores(
         assert results(ranking, i) == oracle(gallery, i, [])
     if gallery.tiles is None:
         return
-    alone = rank(gallery, gallery, same_set=True, device="cpu")
-    first = in_memory(gallery).search(gallery, 7, same_set=True, query_tiles=str(gallery.tiles))
+    few = gallery.subset(np.arange(60))
+    alone = rank(few, few, same_set=True, device="cpu")
+    first = in_memory(few).search(few, 7, same_set=True, query_tiles=str(few.tiles))
     for i in (0, 11, 12):
         assert results(alone, i)[:7] == results(first, i)
 
