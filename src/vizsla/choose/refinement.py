@@ -51,6 +51,9 @@ STAGE = "trying refinements"
 COMPARED_N = (10, 50)  # values of n that are tried in steps that compare parts of images
 COMPARED_WEIGHTS = (0.05, 0.2, 0.5)
 MOST_TOKEN_WORK = 2e10  # parameters of a network times images, up to which tokens are tried
+SCREENING_QUERIES = 150  # at least, in the draws on which all chains are compared first
+FINALISTS = 2  # of several chains, those that are then compared on all draws
+KEEPING = 3  # chains that are tried with `keep`, besides the best
 WEIGHTS = (0.1, 0.2, 0.5, 0.7, 0.85)  # of the cosine in re-ranking, besides the default
 # options of the last step that are varied at the end, and their values; (): neighbourhood sizes
 VARIED: dict[str, dict[str, tuple[int | float | bool, ...]]] = {
@@ -71,6 +74,7 @@ class RefinementChoice:
     chain: Chain
     report: TrialReport
     cost: str = ""  # of comparing parts, in words; a time, so it is not in any file
+    screened: int = 0  # chains that were compared on a few draws only
 
     @property
     def trials(self) -> list[Trial]:
@@ -94,13 +98,16 @@ class RefinementChoice:
 
     def lines(self) -> list[str]:
         """For a terminal."""
-        lines = self.report.short_lines("refinement") + textwrap.wrap(self.cost, WIDTH)
+        lines = [*self.report.short_lines("refinement"), *self._notes()]
         return [*lines, *self._kept()] if self.chain.steps else lines
 
     def all_lines(self) -> list[str]:
         """For the log, with more candidates."""
-        lines = self.report.lines("refinement") + textwrap.wrap(self.cost, WIDTH)
-        return [*lines, *self._kept()]
+        return [*self.report.lines("refinement"), *self._notes(), *self._kept()]
+
+    def _notes(self) -> list[str]:
+        others = f"{self.screened} others were worse on a few draws" if self.screened else ""
+        return [line for text in (others, self.cost) for line in textwrap.wrap(text, WIDTH)]
 
     def _kept(self) -> list[str]:
         return textwrap.wrap(
@@ -208,27 +215,31 @@ def choose_chain(
     """The chain that is best by `optimise` among those that are safe (`Trial.is_safe`).
 
     Tries single steps, combinations of the best of each, variations of the last step, and then
-    `verify` and `maxsim` after the best of all. uses: the most that the chain may use of the other
-    test images. features: the local features of the images of `vectors`; None: no such step.
-    tokens: whether steps that compare tokens are tried.
+    `verify` and `maxsim` after the best of all. Of several chains only the FINALISTS on a few draws
+    are compared on all. uses: the most that the chain may use of the other test images. features:
+    the local features of the images of `vectors`; None: no such step. tokens: whether steps that
+    compare tokens are tried.
     """
     check_uses(uses)
-    trials = Trials(validation, optimise)
-    search = _Search(vectors, trials, LEVELS.index(uses), features, tokens, progress)
+    level = LEVELS.index(uses)
+    search = _Search(vectors, validation, optimise, level, features, tokens, progress)
     search.best_of([Chain()])
     if uses != LEVELS[0] and vectors.tiles is not None:
         search.best_expansion("aqe")  # the other steps are not defined for tiles
-        search.try_keeping(search.best_chain())
+        search.try_keeping()
     elif uses != LEVELS[0]:
         search.try_combinations(search.best_single_steps())
         search.vary_last_step(search.best_chain())
-        search.try_keeping(search.best_chain())
+        search.try_keeping()
     if features is not None:
-        search.try_comparing(search.chains[trials.best().name], tokens=tokens)
+        search.try_comparing(search.chains[search.trials.best().name], tokens=tokens)
     search.report(ended=True)
     best = search.trials.best()
     choice = RefinementChoice(
-        search.chains[best.name], search.trials.report(best.name), search.cost_of_comparing()
+        search.chains[best.name],
+        search.trials.report(best.name),
+        search.cost_of_comparing(),
+        len(search.chains) - len(search.trials.by_name),
     )
     for line in choice.all_lines():
         log.debug("%s", line)
@@ -236,29 +247,36 @@ def choose_chain(
 
 
 class _Search:
-    """Tries chains on every draw; shared intermediate results are computed once.
+    """Tries chains; what they share is computed once.
 
-    level: position in LEVELS of the most that a chain may use.
+    level: position in LEVELS of the most that a chain may use. trials: on all draws. screening: on
+    the first draws.
     """
 
     def __init__(
         self,
         vectors: Embeddings,
-        trials: Trials,
+        validation: ValidationSet,
+        optimise: str,
         level: int,
         features: AllFeatures | None = None,
         tokens: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        self.trials, self.level, self.progress = trials, level, progress
-        self.kept = 1 if trials.optimise == "top-1" else KEPT[-1]
-        self.draws, per_class = trials.on.draws, trials.on.per_class
+        self.level, self.progress, self.ranked = level, progress, 0
+        self.kept = 1 if optimise == "top-1" else KEPT[-1]
+        per_class = validation.per_class
+        self.trials = Trials(validation, optimise)
+        self.screening = Trials(_first_draws(validation), optimise)
         T = len(vectors.tiles) if vectors.tiles else 1
-        tiles = vectors.all_vectors.reshape(len(vectors), T, -1)
+        rows = vectors.all_vectors
+        if rows.shape[1] > len(rows):  # the same cosines in as many dimensions as there are vectors
+            rows = np.ascontiguousarray(np.linalg.qr(rows.T, mode="r").T)
+        tiles = rows.reshape(len(vectors), T, -1)
         self.refiners = [
-            Refiner(vectors.vectors[d.query], tiles[d.gallery].reshape(-1, vectors.dim),
+            Refiner(tiles[d.query, 0], tiles[d.gallery].reshape(-1, rows.shape[1]),
                     vectors_each=T, features=features and of_subsets(features, d.query, d.gallery))
-            for d in self.draws
+            for d in validation.draws
         ]  # fmt: skip
         self.comparisons = 0 if features is None else 3 if tokens else 1
         self.expansion_sizes = [n for n in (1, 3, 8) if n == 1 or n <= per_class]
@@ -266,41 +284,57 @@ class _Search:
         self.chains: dict[str, Chain] = {}
 
     def best_of(self, chains: Iterable[Chain]) -> Chain:
-        """The allowed chain with the highest value."""
+        """The allowed chain with the highest value on all draws. Of several, only the FINALISTS
+        on a few draws are compared on all."""
         allowed = [c for c in chains if LEVELS.index(c.uses) <= self.level]
-        for chain in allowed:
-            if str(chain) not in self.trials.by_name:
-                found = []
-                for refiner, draw in zip(self.refiners, self.draws, strict=True):
-                    found.append(refiner.top_k(chain, len(draw.gallery))[0])
-                    self.report(len(found))
-                self.trials.add(str(chain), found, chain.uses, cannot_lose=chain.keeps(self.kept))
-                self.chains[str(chain)] = chain
-        trials = [(self.trials.by_name[str(chain)], chain) for chain in allowed]
-        return max(trials, key=lambda pair: pair[0].value)[1]
+        new = [c for c in allowed if str(c) not in self.trials.by_name]
+        if len(new) > FINALISTS and self.screening.on is not self.trials.on:
+            value = {chain: self._tried(chain, self.screening).value for chain in new}
+            new = sorted(new, key=lambda chain: -value[chain])[:FINALISTS]
+        found = {c: self._tried(c, self.trials) for c in allowed
+                 if c in new or str(c) in self.trials.by_name}  # fmt: skip
+        return max(found, key=lambda chain: found[chain].value)
+
+    def _tried(self, chain: Chain, trials: Trials) -> Trial:
+        if str(chain) not in trials.by_name:
+            found = []
+            for refiner, draw in zip(self.refiners, trials.on.draws, strict=False):
+                found.append(refiner.top_k(chain, len(draw.gallery))[0])
+                self.report()
+            trials.add(str(chain), found, chain.uses, cannot_lose=chain.keeps(self.kept))
+            self.chains[str(chain)] = chain
+        return trials.by_name[str(chain)]
 
     def best_chain(self) -> Chain:
         """The chain with the highest value so far, safe or not."""
         return self.chains[max(self.trials.by_name.values(), key=lambda trial: trial.value).name]
 
-    def try_keeping(self, chain: Chain) -> None:
-        """Tries the chain with `keep` after it, so that the first ranks cannot get worse."""
-        if chain.steps:
-            self.best_of([Chain((*chain.steps, Step.of(KEEP, n=n))) for n in KEPT])
+    def try_keeping(self) -> None:
+        """Tries the best chain with `keep` after it, so that the first ranks cannot get worse; and
+        those with the highest mAP, since that is what `keep` leaves to gain."""
+        best = self.best_chain()
+        ordered = sorted(self.trials.by_name.values(), key=lambda trial: -trial.map)
+        others = [self.chains[trial.name] for trial in ordered[:KEEPING]]
+        for chain, sizes in ((best, KEPT), *((chain, (self.kept,)) for chain in others)):
+            for n in sizes if chain.steps else ():  # each on all draws: the first gain most
+                self.best_of([Chain((*chain.steps, Step.of(KEEP, n=n)))])
 
-    def report(self, ranked: int = 0, *, ended: bool = False) -> None:
-        """Reports progress in draws that were ranked, `ranked` of them by the present chain; the
-        total is an estimate, as later chains depend on earlier ones."""
+    def report(self, *, ended: bool = False) -> None:
+        """Reports progress in draws that were ranked by a chain; the total is an estimate, as later
+        chains depend on earlier ones."""
+        self.ranked += not ended
         if not self.progress:
             return
-        expected = 1 + self.comparisons * len(COMPARED_N) * len(COMPARED_WEIGHTS)
+        few, draws = len(self.screening.on.draws), len(self.trials.on.draws)
+        compared = self.comparisons * len(COMPARED_N) * len(COMPARED_WEIGHTS)
+        total = draws * (1 + compared)
         if self.level:
             weights = len(WEIGHTS) * (1 + (self.level == LEVELS.index(QUERIES)))
             sizes, ks = len(self.expansion_sizes), len(self.ks)
-            expected += 6 * sizes + 4 * min(ks, 2) + 4 * ks + weights + 9 + 10 + len(KEPT)
-        total = expected * len(self.draws)
-        done = len(self.chains) * len(self.draws) + ranked
-        self.progress(total if ended else min(done, total - 1), total)
+            many = 6 * sizes + 4 * min(ks, 2) + 4 * ks + weights + 9 + 10
+            total += (len(KEPT) + KEEPING - 1) * draws
+            total += many * draws if few == draws else many * few + 20 * draws
+        self.progress(total if ended else min(self.ranked, total - 1), total)
 
     def best_single_steps(self) -> dict[str, Step]:
         """Each step's name → its best setting on its own."""
@@ -384,6 +418,13 @@ class _Search:
         if not costs:
             return ""
         return f"milliseconds a query, once the features are there: {', '.join(costs)}"
+
+
+def _first_draws(validation: ValidationSet) -> ValidationSet:
+    """As many as have SCREENING_QUERIES queries; all if that is more than half."""
+    sizes = np.cumsum([len(draw.query) for draw in validation.draws])
+    few = int(np.searchsorted(sizes, SCREENING_QUERIES)) + 1
+    return validation.first_draws(few) if 2 * few <= len(sizes) else validation
 
 
 def neighbourhood_sizes(per_class: float) -> list[int]:

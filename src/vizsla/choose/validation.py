@@ -256,6 +256,12 @@ class ValidationSet:
         """Gallery images of a query's class, on average."""
         return float(np.concatenate(self.n_relevant).mean())
 
+    def first_draws(self, count: int) -> "ValidationSet":
+        """The first draws alone."""
+        return dataclasses.replace(
+            self, draws=self.draws[:count], n_relevant=self.n_relevant[:count]
+        )
+
     def record(self) -> dict[str, Any]:
         """Its size, for the result file."""
         return {
