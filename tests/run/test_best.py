@@ -120,6 +120,81 @@ def test_the_best_run_is_complete_and_was_chosen_step_by_step(done: BestResult) 
     assert done.to_dict()["best"] == done.candidate.to_dict()
 
 
+def test_models_without_a_head_are_compared_with_each_other(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (Candidate((Network(folder),)) for folder in MODELS.values())
+    head = dataclasses.replace(first, head="centred")
+    value = {first: 0.5, head: 0.9, second: 0.6}
+
+    def trial(self: HeldOut, candidate: Candidate, *args: Any) -> Trial:
+        values = np.linspace(-0.1, 0.1, 40) + value[candidate]
+        return Trial(str(candidate), values, values, values)
+
+    monkeypatch.setattr(HeldOut, "trial", trial)
+    monkeypatch.setattr(BestSoFar, "reserve", lambda *args: 0.0)
+    journal = Journal(tmp_path / "best.json", 100.0)
+    so_far = BestSoFar(config(tinted, tmp_path).run, tmp_path, journal, None)
+    for candidate in value:
+        so_far.attempt("head" if candidate is head else "frozen", str(candidate), candidate)
+        so_far.first = so_far.singles[first.networks[0]]
+    gains = [(step.gain, step.verdict) for step in journal.steps]
+    assert gains == [(None, "kept"), (0.4, "kept"), (0.1, "below a head")]
+
+
+def test_slow_models_come_after_a_head_and_a_chain(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: BestResult
+) -> None:
+    monkeypatch.setattr(searching, "FROZEN_SHARE", -1.0)
+    found = best(config(tinted, tmp_path))
+    tried = [(step.stage, step.name) for step in found.steps]
+    second = tried.index(("frozen", MODELS["second"]))
+    assert {"head", "chain"} <= {stage for stage, _ in tried[:second]}
+    late = {step.stage for step in found.steps[second:]}
+    assert {"joined", "head", "chain"} & late and found.steps[second].value is not None
+    with_two = [step.name for step in done.steps if step.stage == "head"][-1]
+    assert with_two in [step.name for step in found.steps if step.stage == "head"]
+
+
+def test_a_head_takes_the_networks_that_there_is_time_for(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here those whose vectors are there, although a better one is not among them."""
+    a, b, c = (Network(MODELS["first"], name=name) for name in "abc")
+    tried: list[tuple[str, float]] = []
+    settings = config(tinted, tmp_path)
+    so_far = BestSoFar(settings.run, tmp_path, Journal(tmp_path / "best.json", 100.0), None)
+    so_far.held.others = [None] * 10  # type: ignore[assignment]
+    search = searching._Search(settings, so_far)
+    monkeypatch.setattr(search, "_most_promising", lambda count: [a, b, c])
+    monkeypatch.setattr(so_far, "reserve", lambda *args: 0.0)
+    monkeypatch.setattr(HeldOut, "is_embedded", lambda self, one, role: one in (b, c))
+    monkeypatch.setattr(so_far, "seconds", lambda *args: 99.0)
+
+    def attempt(stage: str, name: str, what: Any, *, needs: float) -> bool:
+        tried.append((name, needs))
+        return needs < 50
+
+    monkeypatch.setattr(so_far, "attempt", attempt)
+    monkeypatch.setattr(so_far, "complete", lambda: None)
+    search._head()
+    assert tried[0] == ("head after a + b + c", 99.0) and tried[-1] == ("head after b + c", 0.0)
+    late = [Step("head", name, verdict=NO_TIME) for name, _ in tried[:-1]]
+    assert without_time(late) == "no time for: head after a + b + c"
+
+
+def test_a_fine_tuning_that_sees_too_few_images_is_not_tried(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "LEAST_TUNING", 0.0)
+    monkeypatch.setattr(searching, "TRAINING_COST", 1e9)
+    monkeypatch.setattr(searching, "run", _never)
+    found = best(config(tinted, tmp_path))
+    (step,) = [step for step in found.steps if step.stage == "fine-tuned"]
+    assert step.verdict == NO_TIME and step.needs is not None and step.needs > 100
+    assert "also a fine-tuning would be tried" in "\n".join(found.notes())
+
+
 def test_compare_shows_what_validation_said_of_each_run(
     tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,7 +371,7 @@ def test_without_time_only_the_first_model_is_run(
     (needed,) = [s.needs for s in found.steps if s.stage == "fine-tuned"]
     assert needed is not None and needed > 1000  # LEAST_TUNING
     minutes = math.ceil(1.1 * needed / 60)
-    assert f"with --budget {minutes}m also a fine-tuning would be tried" in notes
+    assert f"--budget {minutes}m also a fine-tuning would be tried" in notes
 
 
 def test_the_same_command_ends_well_when_its_time_is_used_up(

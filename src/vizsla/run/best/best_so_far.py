@@ -41,8 +41,9 @@ class Tried:
 class BestSoFar:
     """The best candidate so far, and how it becomes a complete run.
 
-    first: the values of the first model. plain: the best candidate without a chain. singles: the
-    networks that were tried alone, without a chain. skipped: steps that were not tried.
+    first: the values of the first model. plain: the best candidate without a chain. untrained: the
+    best values of networks as they are, without a head or a chain. singles: the networks that were
+    tried alone, without a chain. skipped: steps that were not tried.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class BestSoFar:
         self.first: Trial | None = None
         self.plain: Tried | None = None
         self.best: Tried | None = None
+        self.untrained: Trial | None = None
         self.singles: dict[Network, Trial] = {}
         self.skipped: list[Step] = []
         self._entered: set[str] = set()  # journal keys of the candidates that were entered
@@ -109,7 +111,7 @@ class BestSoFar:
         known = what if isinstance(what, Candidate) else None
         if self.journal.left() - self.reserve(known) < needs:
             budget = self.journal.spent() + self.reserve(known) + needs
-            self.skipped.append(Step(stage, name, verdict=NO_TIME, needs=round(budget, 1)))
+            self._skip(Step(stage, name, verdict=NO_TIME, needs=round(budget, 1)))
             return None
         if not self.journal.begin(key):
             step = Step(stage, name, verdict="left out: it stopped the command twice")
@@ -122,7 +124,7 @@ class BestSoFar:
             trial = self.held.trial(candidate, self.report)
         except TimeIsUp:
             self.journal.begun.pop(key, None)
-            self.skipped.append(Step(stage, name, verdict=NO_TIME))
+            self._skip(Step(stage, name, verdict=NO_TIME))
             return None
         except Exception as error:  # the next candidate may work
             log.debug("%s", key, exc_info=True)
@@ -137,10 +139,15 @@ class BestSoFar:
         taken = round(self.journal.spent() - started, 1)
         verdict = BETTER if kept else self._why_not(tried)
         step = Step(stage, shown, seconds=taken, verdict=verdict)
-        step = step.scored(trial, self.plain.trial if self.plain else None)
+        step = step.scored(trial, self._compared(candidate))
         self.journal.end(key, step, {"candidate": candidate.to_dict(), "kept": kept})
         self._entered.add(key)
         return self._enter(tried, kept)
+
+    def _skip(self, step: Step) -> None:
+        """Notes a step without time, once."""
+        others = [one for one in self.skipped if (one.stage, one.name) != (step.stage, step.name)]
+        self.skipped = [*others, step]
 
     def _is_kept(self, tried: Tried) -> bool:
         """Whether it gains more than one standard error over the best without a chain, is more
@@ -160,24 +167,37 @@ class BestSoFar:
         changed = tried.candidate != self.best.candidate
         return changed and (not other or _gains(trial, self.best.trial))
 
+    def _compared(self, candidate: Candidate) -> Trial | None:
+        """What the table compares it with: the best before it without a chain; networks without a
+        head are compared with the best of these."""
+        if candidate.is_untrained:
+            return self.untrained
+        return self.plain.trial if self.plain else None
+
     def _why_not(self, tried: Tried) -> str:
         """Why it is not kept, in a few words."""
         assert self.plain is not None and self.best is not None
-        before = self.best if tried.candidate.chain != "none" else self.plain
-        trial = dataclasses.replace(tried.trial, baseline=before.trial, max_risk=0.5)
+        compared = self._compared(tried.candidate)
+        before = self.best.trial if tried.candidate.chain != "none" else compared
+        trial = dataclasses.replace(tried.trial, baseline=before, max_risk=0.5)
         if tried.candidate in (self.plain.candidate, self.best.candidate):  # no chain is safe
             return "nothing gains"
         if trial.gain <= 0:
             return "worse"
         if trial.gain <= trial.error:
             return "unsure"
-        return "risky" if trial.risk > trial.max_risk else "below first"
+        if trial.risk > trial.max_risk:
+            return "risky"
+        return "below a head" if compared is not self.plain.trial else "below first"
 
     def _enter(self, tried: Tried, kept: bool) -> Candidate:
         candidate = tried.candidate
         if candidate == Candidate(candidate.networks[:1]):  # one network as it is
             self.singles[candidate.networks[0]] = tried.trial
             self._record_validation(self._has_run(candidate.networks[0]), tried.trial)
+        before = self.untrained
+        if candidate.is_untrained and (before is None or tried.trial.value > before.value):
+            self.untrained = tried.trial
         if kept and candidate.chain == "none":
             self.plain = tried
         if kept and (
@@ -196,7 +216,7 @@ class BestSoFar:
             if known == candidate or self.held.trial(known, report).value > self.best.trial.value:
                 return  # a search that continues may first come to something worse
         started = self.journal.spent()
-        unknown = [one for one in candidate.networks if not self._has_run(one)]
+        known_parts = self.reserve() - self.finishing
         report = self.journal.guarded(self.progress, OVERRUN * self.journal.budget)
         try:
             done = self._run_of_candidate(candidate, report)
@@ -208,8 +228,8 @@ class BestSoFar:
             log.debug("%s", candidate, exc_info=True)
             log.warning("no run of %s, so that an earlier one is the best: %s", candidate, error)
             return
-        new = sum(LOADING + self.seconds(one, self.test_images) for one in unknown)
-        self.finishing = max(self.finishing, 1.2 * (self.journal.spent() - started) - new)
+        taken = self.journal.spent() - started - known_parts
+        self.finishing = max(self.finishing, 1.2 * taken)
         self._record_validation(done, self.best.trial)
         self._set_best_run(candidate, done)
 

@@ -99,6 +99,11 @@ class Candidate:
         return self.networks[: len(self.networks) - self.beside]
 
     @property
+    def is_untrained(self) -> bool:
+        """Whether it is networks as they are: not tuned, without a head or a chain."""
+        return self.head == self.chain == "none" and not any(one.name for one in self.networks)
+
+    @property
     def beside_head(self) -> tuple[Network, ...]:
         """The networks that are joined with the projected vectors."""
         return self.networks[len(self.projected) :]
@@ -316,7 +321,7 @@ class HeldOut:
         vectors, on = self.vectors(candidate, report), self.on
         verify = verify and importlib.util.find_spec("cv2") is not None
         if draws is not None:
-            on = dataclasses.replace(on, draws=on.draws[:draws], n_relevant=on.n_relevant[:draws])
+            on = on.first_draws(draws)
         return choose_chain(
             vectors, on, optimise=self.config.optimise, uses=self.shared.refine_uses,
             features=all_features(vectors, self.folder / LOCAL) if verify else None,

@@ -24,9 +24,10 @@ IN_WORDS = {
 }  # fmt: skip
 GAIN = (
     "gain: in what is optimised (the mean of top-1 and mAP, unless --optimise says otherwise), "
-    "over the best earlier step without re-ranking, ± its standard error; unsure: no more than "
-    "that error; risky: more likely to lose contest points on the test part than to gain some; "
-    "below first: top-1 or mAP is below that of the first model"
+    "over the best earlier step without re-ranking, ± its standard error; models without a head "
+    "are compared with each other only; unsure: no more than that error; below a head: better than "
+    "the models before, but a head is better; risky: more likely to lose contest points on the "
+    "test part than to gain some; below first: top-1 or mAP is below that of the first model"
 )
 
 
@@ -37,9 +38,10 @@ class TimeIsUp(Exception):
 @dataclass(frozen=True)
 class Step:
     """A candidate that was tried. value, gain, error: of what is optimised, on validation; None
-    where it was not compared. gain: over the best earlier one without a chain. verdict: why it is
-    kept or not, in words. needs: for a step without time, the budget in seconds that would allow
-    it."""
+    where it was not compared. gain: over the best earlier one without a chain; of models without
+    a head, over the best earlier such ones. verdict: why it is kept or not, in words. needs: for a
+    step without time, the budget in seconds that would allow it.
+    """
 
     stage: str
     name: str
@@ -173,11 +175,14 @@ def steps_table(steps: list[Step]) -> Table:
 
 
 def without_time(steps: list[Step]) -> str:
-    """The steps for which there was no time, as a sentence; "" if there was for all."""
+    """The steps for which there was no time, as a sentence; "" if there was for all. Of heads only
+    the first, which is that of most models."""
+    late = [step for step in steps if step.verdict == NO_TIME]
+    heads = [step for step in late if step.stage == "head"]
     named = [
         step.name if step.stage in step.name else f"{step.stage} {step.name}"
-        for step in steps
-        if step.verdict == NO_TIME
+        for step in late
+        if step not in heads[1:]
     ]
     return f"no time for: {'; '.join(named)}" if named else ""
 

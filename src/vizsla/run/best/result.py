@@ -31,7 +31,9 @@ from vizsla.search.ranking import Ranking
 from vizsla.workspace import Run
 
 PAGE = "best.html"
-TRAININGS = {"head": "a head", "fine-tuned": "a fine-tuning"}
+LONGER = {"frozen": "a further model", "head": "a head", "chain": "another chain",
+          "joined": "joining", "image size": "larger images", "views": "mirrored images",
+          "fine-tuned": "a fine-tuning"}  # fmt: skip
 MARGIN = 1.1  # on the time that a step needs: earlier steps may take longer than before
 NOTHING = "nothing could be chosen, so this is the first model as it is:"
 UNCHANGED = "; nothing new was tried, since the earlier call left nothing to try in this budget"
@@ -81,25 +83,32 @@ class BestResult(Shown):
         gained = [f"{in_words(step)} {step.gain:+.3f}" for step in most_gained(self.steps)]
         notes = [GAIN] if any(step.gain is not None for step in self.steps) else []
         notes += [f"most gained by: {'; '.join(gained)}"] if gained else []
-        notes += [text] if (text := without_time(self.steps)) else []
+        short = without_time(self.steps)
+        notes += [short] if short else []
         tried = {step.stage for step in self.steps if step.value is not None}
+        longer = self._longer()
         if tried and not tried & {"head", "fine-tuned"}:
-            longer = [text for stage in TRAININGS if (text := self._longer(stage))]
-            more = ", ".join(longer) or "more time also tries heads and fine-tuning"
+            more = longer or "more time also tries heads and fine-tuning"
             notes.append(
                 f"the budget of {self.budget:.0f} s was enough for frozen models only: {more}"
             )
-        elif "head" in tried and "fine-tuned" not in tried and (more := self._longer("fine-tuned")):
-            notes.append(more)
+        elif longer:
+            notes.append(longer)
+        elif tried and not short and not self.is_unchanged:
+            notes.append("nothing else was left to try")
         return notes
 
-    def _longer(self, stage: str) -> str:
-        """From which budget on such a step would be tried on this data; "" if that is not known."""
-        needs = min((s.needs for s in self.steps if s.stage == stage and s.needs), default=None)
-        if needs is None:
-            return ""
-        budget = math.ceil(MARGIN * needs / 60)
-        return f"with --budget {budget}m also {TRAININGS[stage]} would be tried"
+    def _longer(self) -> str:
+        """From which budgets on the steps without time would be tried on this data, by stage."""
+        needs: dict[str, float] = {}
+        for step in self.steps:
+            if step.needs:
+                needs[step.stage] = min(step.needs, needs.get(step.stage, math.inf))
+        texts = [
+            f"--budget {math.ceil(MARGIN * needs[stage] / 60)}m also {LONGER.get(stage, stage)}"
+            for stage in sorted(needs, key=lambda stage: needs[stage])
+        ]
+        return f"with {', '.join(texts)} would be tried" if texts else ""
 
     def text(self) -> str:
         """All of it, for a terminal."""

@@ -1,8 +1,8 @@
 """`best`: the best ranking that data, machine and time allow; see docs/best.md.
 
-    frozen models ─► joined ─► chain ─► head ─► chain ─► image size, views ─► fine-tuning ─┐
-                       ▲                                                                   │
-                       └───── once more, with all of these ◄─── tuned beside the head ◄────┘
+    frozen models ─► joined ─► chain ─► head ─► chain ─► slower models ─► fine-tuning ─► image size
+                       ▲                                       │               │             │
+                       └──────── once more, with these ◄───────┴───────────────┴─────────────┘
 
 Steps go from cheap to expensive. Each is tried on held-out training images (candidates.py) and
 recorded (journal.py). An improvement becomes a complete run at once, so that there always is one.
@@ -50,7 +50,7 @@ MODELS = (  # tried where their weights are here, or can be downloaded; the firs
 )  # fmt: skip
 HALVING_SHARE = 0.1  # of the budget: if all models take more, the worse half is left out early
 SIZES = (1.3, 1.6)  # times the image size that a network was trained with
-FROZEN_SHARE = 0.15  # of the budget that one frozen model may take
+FROZEN_SHARE = 0.15  # of the budget that a model may take that is tried before heads and chains
 EARLY_HEAD_SHARE = 0.4  # that a head of the first model may take before others are tried
 WEIGHTS = (0.25, 0.5, 1.0, 2.0)  # of a further network, relative to the mean of the others
 JOINED, MOST_JOINABLE = 3, 5  # networks that are joined, out of how many
@@ -59,8 +59,9 @@ SHARES = (0.3, 0.5, 0.7)  # weight of a tuned network that is joined with a head
 DRAWS = 8
 CHAIN_DRAWS = 4  # on which a chain is chosen, unless there is time for all
 CHOOSING_SHARE = 0.1  # of the time left that choosing a chain on all draws may take
-THOROUGH = 1200.0  # from here two networks are fine-tuned, and image size, views and `verify` tried
+THOROUGH = 1200.0  # from here two networks are fine-tuned, after image size and views, and `verify`
 LEAST_TUNING = 60.0  # seconds
+LEAST_PASSES = 2  # through the training images: a shorter fine-tuning gains nothing
 PLAN = "plan "  # before a network, the journal's key of the seconds that its training may take
 PASSES = 4  # through the training images that a fine-tuning should have time for
 TRAINING_COST = 2  # training on an image takes as long as embedding two, with most blocks frozen
@@ -165,23 +166,34 @@ class _Search:
         self.held_out = self.held.on.description()
         if self._head_gains_early(networks[0]):
             self._head()
-        frozen = self._frozen(networks)
-        is_thorough = self.config.budget >= THOROUGH
+        slower = self._try_frozen(networks)
         self._join()
         self._chain()  # is cheap, so that a short budget has one
         self._head()
-        self._chain()
-        if is_thorough or self.validating["validate_on"] == NEW:  # there training gains least
-            self._try_larger_and_mirrored(frozen[0])
-        self._fine_tune(2 if is_thorough else 1)
-        stages = {step.stage for step in self.journal.steps}
-        if "fine-tuned" in stages:
-            self._join_tuned()
-        if {"image size", "views", "fine-tuned"} & stages:
-            self._join()
-            if is_thorough:  # a head that learns from tuned vectors too rarely gains
+        self._chain(quickly=bool(slower))
+        if slower:
+            if self._try_slower(slower):
+                self._join()
                 self._head()
             self._chain()
+        is_thorough = self.config.budget >= THOROUGH
+        if is_thorough:
+            self._try_larger_and_mirrored()
+        self._fine_tune(2 if is_thorough else 1)
+        if "fine-tuned" in self._stages:
+            self._join_tuned()
+        if not is_thorough:  # with what time is left
+            self._try_larger_and_mirrored()
+        if {"image size", "views", "fine-tuned"} & self._stages:
+            self._join()
+            if is_thorough or "fine-tuned" not in self._stages:  # of tuned vectors it rarely gains
+                self._head()
+            self._chain()
+
+    @property
+    def _stages(self) -> set[str]:
+        """Of the steps that were tried."""
+        return {step.stage for step in self.journal.steps}
 
     # ── the first run ────────────────────────────────────────────────────────────────────────────
 
@@ -247,18 +259,40 @@ class _Search:
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────
 
-    def _frozen(self, networks: Sequence[Network]) -> list[Network]:
-        """Tries every model as it is; of many, only the better half on few images. Best first."""
-        tried = [networks[0]]
+    def _try_frozen(self, networks: Sequence[Network]) -> list[Network]:
+        """Tries models as they are; of many, only the better half on few images. Those that would
+        take more than FROZEN_SHARE of the budget are not tried yet, but returned."""
         others = list(networks[1:])
         if len(others) > 2:
             others = self._better_half(others)
+        limit = FROZEN_SHARE * self.config.budget
+        slower = [one for one in others if self.so_far.seconds(one, self._ranked) > limit]
         for network in others:
-            if self._can_afford(network) and self.so_far.attempt(
-                "frozen", str(network), Candidate((network,))
-            ):
-                tried.append(network)
-        return sorted(tried, key=lambda network: -self.so_far.singles[network].value)
+            if network not in slower:
+                self.so_far.attempt("frozen", str(network), Candidate((network,)))
+        return slower
+
+    @property
+    def _ranked(self) -> int:
+        """Number of images that a model embeds if it is tried and becomes the best."""
+        return self.so_far.test_images + len(self.held.drawn.images)
+
+    def _try_slower(self, networks: Sequence[Network]) -> bool:
+        """Tries those for which there also is time to fit a head and choose a chain afterwards;
+        whether there were any."""
+        assert self.held.data.training is not None
+        held_out = len(self.held.drawn.images)
+        others = len(self.held.data.training) - held_out
+        later, tried = self.choosing, False
+        for network in networks:
+            head = LOADING + self.so_far.seconds(network, others) + 2 * FITTING * self.held.fitting
+            needs = self.so_far.seconds(network, held_out) + head + later
+            if self.so_far.attempt(
+                "frozen", str(network), Candidate((network,)), needs=needs
+            ):  # fmt: skip
+                later += head + LOADING + self.so_far.seconds(network, self.so_far.test_images)
+                tried = True
+        return tried
 
     def _better_half(self, networks: list[Network]) -> list[Network]:
         name = "frozen: on few images"
@@ -291,25 +325,25 @@ class _Search:
             self.held.forget(network)
         return kept
 
-    def _can_afford(self, network: Network) -> bool:
-        """Whether the images can be embedded in FROZEN_SHARE of the budget, as far as is known."""
-        images = self.so_far.test_images + len(self.held.drawn.images)
-        if self.so_far.seconds(network, images) < FROZEN_SHARE * self.config.budget:
-            return True
-        self.so_far.skipped.append(Step("frozen", str(network), verdict="too slow"))
-        return False
-
-    def _try_larger_and_mirrored(self, network: Network) -> None:
-        """Tries a frozen model with larger images, and with mirrored ones."""
+    def _try_larger_and_mirrored(self) -> None:
+        """Tries the best frozen model with larger images, and with mirrored ones. Where a head is
+        best, only if there also is time to fit one to these."""
+        assert self.so_far.plain is not None
+        network = max(
+            (one for one in self.so_far.singles if not (one.image_size or one.views or one.name)),
+            key=lambda one: self.so_far.singles[one].value,
+        )
         if Path(network.model).is_dir():
             return
         size = find_backbone(network.model).image_size
-        images = self.so_far.test_images + len(self.held.drawn.images)
+        images = self._ranked
+        if self.so_far.plain.candidate.head != "none":
+            images += len(self.held.others)
         for factor in SIZES if size else ():
             larger = dataclasses.replace(network, image_size=round((size or 0) * factor / 32) * 32)
             needs = factor**2 * self.so_far.seconds(network, images)
             self.so_far.attempt("image size", str(larger), Candidate((larger,)), needs=needs)
-            if self.so_far.plain is None or self.so_far.plain.candidate != Candidate((larger,)):
+            if self.so_far.plain.candidate != Candidate((larger,)):
                 break
             network = larger
         mirrored = dataclasses.replace(network, views="flip")
@@ -346,9 +380,9 @@ class _Search:
                 found.append(Candidate((*joined.networks, other), (*weights, 1 - sum(weights))))
         return found
 
-    def _chain(self) -> None:
+    def _chain(self, *, quickly: bool = False) -> None:
         """A chain of refinements after the best without one: a chosen one, or the earlier one if
-        there is no time to choose. The best is made a complete run."""
+        there is no time to choose, or not yet (`quickly`). The best is made a complete run."""
         assert self.so_far.plain is not None and self.so_far.best is not None
         plain, earlier = self.so_far.plain.candidate, self.so_far.best.candidate.chain
         started = self.journal.spent()
@@ -362,9 +396,11 @@ class _Search:
             return dataclasses.replace(plain, chain=str(choice.chain))
 
         if self.so_far.shared.refine_uses != "nothing":
-            found = self.so_far.attempt(
-                "chain", f"chain after {plain}", choose, needs=1.2 * self.choosing
-            )
+            found = None
+            if not quickly or earlier == "none":
+                found = self.so_far.attempt(
+                    "chain", f"chain after {plain}", choose, needs=1.2 * self.choosing
+                )
             if found is not None:
                 self.choosing = max(self.choosing, self.journal.spent() - started)
             elif earlier != "none":  # to try one takes a small part of the time of choosing
@@ -374,11 +410,11 @@ class _Search:
 
     def _head(self) -> None:
         """A projection of the joined vectors of the most promising networks: of as many as there
-        is time for."""
+        is time for, and of so many the best."""
         promising = self._most_promising(JOINED)
-        several = [promising[:count] for count in range(len(promising), 1, -1)]
-        for networks in [*several, *([network] for network in promising)]:
-            joined = Candidate(tuple(networks), (1 / len(networks),) * len(networks))
+        counts = range(len(promising), 0, -1)
+        for networks in (n for count in counts for n in itertools.combinations(promising, count)):
+            joined = Candidate(networks, (1 / len(networks),) * len(networks))
             new = [n for n in networks if not self.held.is_embedded(n, "others")]
             needs = sum(self.so_far.seconds(n, len(self.held.others)) for n in new)
 
@@ -430,21 +466,22 @@ class _Search:
     def _fine_tune(self, count: int) -> None:
         """Fine-tunes the most promising networks with the time that is left, in `count` equal
         parts; what is left after these, perhaps since more time was given, goes to further ones."""
-        images = self.so_far.test_images + len(self.held.drawn.images)
         for i in itertools.count():
-            left = self.journal.left() - self.so_far.reserve() - 1.3 * self.choosing
+            left = self.journal.left() - self.so_far.reserve() - 1.2 * self.choosing
             seconds = left / max(1, count - i)
             network = self._next_to_tune(seconds, i)
             if network is None:
                 return
             plan = f"{PLAN}{network}"
             if plan not in self.journal.known:
-                seconds -= LOADING + self.so_far.seconds(network, images) + self.so_far.finishing
+                seconds -= LOADING + self.so_far.seconds(network, self._ranked)
+                seconds -= self.so_far.finishing
                 if i == 0 and count > 1:  # then a head is fitted to this and the other networks
                     seconds -= self.so_far.seconds(network, len(self.held.others))
                     seconds -= 2 * FITTING * self.held.fitting
-                if seconds < LEAST_TUNING:
-                    budget = self.config.budget + max(1, count - i) * (LEAST_TUNING - seconds)
+                least = max(LEAST_TUNING, LEAST_PASSES * self._pass_seconds(network))
+                if seconds < least:
+                    budget = self.config.budget + max(1, count - i) * (least - seconds)
                     skipped = Step(
                         "fine-tuned", str(network), verdict=NO_TIME, needs=round(budget, 1)
                     )
@@ -454,6 +491,10 @@ class _Search:
             self._tune(network, self.journal.known[plan])
             self.so_far.complete()
 
+    def _pass_seconds(self, network: Network) -> float:
+        """Of a fine-tuning, to see each training image once."""
+        return TRAINING_COST * self.so_far.seconds(network, len(self.held.others))
+
     def _next_to_tune(self, seconds: float, i: int) -> Network | None:
         """The i-th network to fine-tune: of those that see all images PASSES times the best one, or
         the fastest if none does; None if there are no more."""
@@ -462,9 +503,7 @@ class _Search:
         if i < len(known):  # an interrupted search continues
             return next((one for one in others if str(one) == known[i]), None)
         others = [network for network in others if str(network) not in known]
-        assert self.held.data.training is not None
-        images = TRAINING_COST * len(self.held.data.training)
-        enough = [one for one in others if PASSES * self.so_far.seconds(one, images) < seconds]
+        enough = [one for one in others if PASSES * self._pass_seconds(one) < seconds]
         return next(
             iter(enough), min(others, key=lambda one: self.so_far.seconds(one, 1), default=None)
         )
