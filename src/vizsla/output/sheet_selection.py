@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -128,7 +129,7 @@ def with_unanswered(ranking: Ranking, queries: Sequence[str]) -> Ranking:
     more = [name for name in queries if name not in known]
     if not more:
         return ranking
-    rows = {
+    rows: dict[str, Any] = {
         name: np.concatenate([values, np.full((len(more), *values.shape[1:]), empty, values.dtype)])
         for name, empty in EMPTY.items()
         if (values := getattr(ranking, name)) is not None
