@@ -364,6 +364,23 @@ def test_broken_images_do_not_stop_it(tinted: Path, tmp_path: Path) -> None:
     assert done.scores is not None and len(done.scores) == 16
 
 
+def test_tiles_count_in_a_joint_ranking_and_are_never_left_out_in_silence(
+    tinted: Path, tmp_path: Path
+) -> None:
+    untiled, tiled = configs(tinted, tmp_path, figures=0)
+    both = [untiled, dataclasses.replace(tiled, tiles="2x2")]
+    with pytest.raises(UsageError, match="vectors of whole images, but tiles is 2x2"):
+        run_models(both, FusionConfig("concat"))
+    assert not (tmp_path / "runs").exists()
+    done = run_models(both, FusionConfig("rrf"))
+    rankings = [member.ranking for member in done.members]
+    assert [ranking.tiles is None for ranking in rankings] == [True, False]
+    assert done.ranking.to_lists() == fused(rankings, method="rrf").to_lists()
+    assert any("tiles count in this ranking, but not when" in line for line in done.warnings)
+    with pytest.raises(UsageError, match=r"but tiles is 1\+2x2"):
+        fuse_runs([Member.of(one.run.folder) for one in done.members], FusionConfig("concat"))
+
+
 def test_runs_on_other_images_are_not_fused(joint: RunResult, tinted: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(tinted, data)

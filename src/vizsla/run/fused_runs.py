@@ -138,11 +138,23 @@ class Fused:
         }
 
 
+def require_whole_images(fusion: FusionConfig, tiles: Iterable[object]) -> None:
+    """UsageError if vectors of several models would be concatenated without those of these tiles,
+    each of one model (None: it has none)."""
+    given = [str(one) for one in tiles if one not in (None, "none")]
+    if fusion.method == CONCAT and given:
+        raise UsageError(
+            f"--fusion concat joins the vectors of whole images, but --tiles is {given[0]}: leave "
+            f"it out, or fuse by one of {', '.join(METHODS)}"
+        )
+
+
 def fuse_runs(
     members: Sequence[Member], fusion: FusionConfig, progress: Progress | None = None
 ) -> Fused:
     """One ranking of runs on the same images. DataError if they are on others."""
     fusion.check(len(members))
+    require_whole_images(fusion, (member.record.get("tiles") for member in members))
     _require_same_data(members)
     if fusion.method == CONCAT:
         return _concatenated(members, fusion, progress)

@@ -32,6 +32,7 @@ from vizsla.run.fused_runs import (
     joint_calibration,
     projected,
     require_decidable,
+    require_whole_images,
 )
 from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.run.members import Member
@@ -64,6 +65,7 @@ def run_models(
                 "--query-tiles is for one model: the vectors of several are those of whole queries"
             )
     fusion.check(len(configs))
+    require_whole_images(fusion, (config.tiles for config in configs))
     require_decidable(fusion, configs[0].accept, configs)
     data = folders_of(configs[0])
     check_accept(configs[0], data, target_in(data, truth_in(configs[0], data)))
@@ -103,6 +105,11 @@ def joint_run(
         with log_to(this_run.folder / "log.txt", earlier=messages.records):
             this_run.write_config(_written(members, config, fusion))
             found = fuse_runs(members, fusion, progress)
+            if any(member.record.get("tiles") for member in members):
+                log.warning(
+                    "tiles count in this ranking, but not when the run is served: several models "
+                    "search by the vectors of whole images"
+                )
             truth, calibration, ranking = truth_in(config, data), None, found.ranking
             if config.accept is not None:
                 calibration = joint_calibration(members, found.fusion, config.accept, progress)
