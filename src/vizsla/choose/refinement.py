@@ -271,7 +271,7 @@ class _Search:
         T = len(vectors.tiles) if vectors.tiles else 1
         rows = vectors.all_vectors
         if rows.shape[1] > len(rows):  # the same cosines in as many dimensions as there are vectors
-            rows = np.ascontiguousarray(np.linalg.qr(rows.T, mode="r").T)
+            rows = np.asarray(np.linalg.qr(rows.T, mode="r")).T.copy()
         tiles = rows.reshape(len(vectors), T, -1)
         self.refiners = [
             Refiner(tiles[d.query, 0], tiles[d.gallery].reshape(-1, rows.shape[1]),
