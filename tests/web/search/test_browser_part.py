@@ -238,3 +238,21 @@ def test_matching_points_fit_a_phone(served: Any, visit: Any) -> None:
         assert drawing.evaluate("image => image.currentSrc").endswith("&narrow=1")
         large = view.get_by_title("Open it at full size").get_attribute("href")
         assert large == drawing.get_attribute("src")
+
+
+def test_the_place_of_matching_points_says_what_happens(served: Any, visit: Any) -> None:
+    pytest.importorskip("cv2", reason="needs the extra local")
+    said = "a => getComputedStyle(a, '::before').content"
+    waiting: list[Any] = []
+    address = served.url + "/view?id=green/green-1.png&result=green/green-2.png"
+    with visit(address, expected=("Failed to load resource",)) as page:
+        page.route("**/points.png**", lambda route: waiting.append(route))
+        page.get_by_text("Matching points").click()
+        place = page.locator(".points a")
+        place.scroll_into_view_if_needed()
+        while not waiting:
+            page.wait_for_timeout(20)
+        assert place.evaluate(said) == '"Drawing …"' and place.bounding_box()["height"] > 80
+        waiting[0].fulfill(status=503)
+        page.locator(".points img.gone").wait_for(state="attached")
+        assert place.evaluate(said) == '"cannot be drawn"'
