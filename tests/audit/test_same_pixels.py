@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vizsla.audit.same_pixels import compared, evidence, share_of_same_pixels
+from vizsla.audit.same_pixels import Cells, compared, evidence, share_of_same_pixels
 from vizsla.search.geometry import Geometry
 
 Scene = Callable[..., Image.Image]
@@ -77,6 +77,39 @@ def test_evidence_is_that_of_the_images(grey: np.ndarray) -> None:
     assert found["log inliers"] == pytest.approx(np.log(60)) and found["inlier share"] == 0.75
     assert found["log tones"] < -1  # they are the same
     assert 0.3 < found["differ"] < 0.5  # 40 % of it
+
+
+def enlarged(image: np.ndarray, times: int) -> np.ndarray:
+    """By cubic interpolation."""
+    height, width = image.shape
+    large = Image.fromarray(image).resize((width * times, height * times), Image.Resampling.BICUBIC)
+    return np.asarray(large, np.float32)
+
+
+@pytest.mark.parametrize("times", [2, 8])
+def test_either_image_may_show_it_larger(grey: np.ndarray, times: int) -> None:
+    same, large = geometry(), enlarged(grey, times)
+    matrix = np.array([[times, 0, (times - 1) / 2], [0, times, (times - 1) / 2], [0, 0, 1]])
+    points = times * same.a + (times - 1) / 2
+    up = Geometry(same.a, points, matrix, same.matches, 0.9)
+    down = Geometry(points, same.a, np.linalg.inv(matrix), same.matches, 0.9)
+    found = evidence(down, compared(down, large, grey), large.shape[::-1], SIZE)
+    assert found == pytest.approx(evidence(up, compared(up, grey, large), SIZE, large.shape[::-1]))
+    assert share_of_same_pixels(up, grey, large) == share_of_same_pixels(down, large, grey) > 0.9
+
+
+def test_cells_may_all_be_of_one_tone() -> None:
+    one = np.full(9, 100, np.float32)
+    for b, tones in ((one, 0), (one + np.arange(9), 2)):
+        found = evidence(geometry(), Cells(one * 0.0099, one, one, b), SIZE, SIZE)
+        assert found is not None and found["log tones"] == pytest.approx(np.log(tones + 0.1))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (1, 40), (17, 20)])
+def test_images_of_hardly_a_cell_are_no_copies(grey: np.ndarray, size: tuple[int, int]) -> None:
+    tiny, at = grey[: size[0], : size[1]].copy(), geometry().a * size[::-1] / 240
+    found = Geometry(at, at, np.eye(3), 60, 0.9)
+    assert len(compared(found, tiny, tiny).a) <= 1 and share_of_same_pixels(found, tiny, tiny) == 0
 
 
 def test_images_without_edges_are_no_copies() -> None:

@@ -1,7 +1,7 @@
 """Two images and the geometry between them → whether one holds pixels of the other.
 
 A copy is a copy of pixels: where one image is laid over the other, edges and tones agree but for
-what JPEG and resizing did. Two photos of one thing agree here and there, and nearly in many places.
+what JPEG and resizing did. Two photos of one thing agree in few places, and roughly in many.
 """
 
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from vizsla.embed.local_features import opencv
 from vizsla.search import geometry
 from vizsla.search.geometry import Geometry, Rule
 
-CELL = 16  # px of a cell in which edges and tones of both images are compared
-EDGES = 8.0  # how strong the edges are in a cell that is compared, at least
-AGREES, CLOSELY = 0.95, 0.98  # correlation of the edges in a cell of a copy; in most of its cells
-DIFFERS = 0.6  # correlation below which a cell shows something else
-BOTH = 16.0  # how strong the edges are in both images, where a cell that differs tells most
-TONED, LEAST = 0.9, 4  # correlation in the cells whose tones are compared, and how many are needed
+CELL = 16  # px, the side of the cells in which edges and tones are compared
+EDGES = 8.0  # least strength of the edges in one of the images, for a cell to be compared
+AGREES, CLOSELY = 0.95, 0.98  # correlation of edges that agree, and of those that agree closely
+DIFFERS = 0.6  # correlation below which the edges differ
+BOTH = 16.0  # least strength of the edges in both images, for a cell to count in `differ`
+TONED, LEAST = 0.9, 4  # correlation in cells whose tones are compared, and the fewest such cells
 
-# Fitted, as by `benchmarks/closer.py fit-copies`, to pairs of training photos and pictures made of
-# them; photos that are in a set twice were told apart by eye. Many points of two photos that show
-# one floor agree as well as a copy's, so that inliers count against a pair.
+# Fitted to pairs of training photos and pictures made of them, as `benchmarks/closer.py fit-copies`
+# does it, but with photos that a set holds twice found by eye. Of two pairs with as many cells that
+# agree, that with more inliers is less likely a copy: two photos of one floor have many, too.
 RULE = Rule(
     -4.78,
     {
@@ -36,8 +36,8 @@ SURE = 0.8  # probability from which a pair is a copy
 class Cells:
     """The n cells between the inliers in which one of the images has edges.
 
-    correlation: (n,) of the edges of both images. weaker: (n,) how strong they are where they are
-    weaker. a, b: (n,) the mean grey of each image.
+    correlation: (n,) of the edges of both images. weaker: (n,) the strength of the edges in the
+    image that has the weaker ones. a, b: (n,) the mean grey of the larger view, and of the other.
     """
 
     correlation: np.ndarray
@@ -62,18 +62,20 @@ def share_of_same_pixels(found: Geometry, a: np.ndarray, b: np.ndarray) -> float
 def evidence(
     found: Geometry, cells: Cells, a: tuple[int, int], b: tuple[int, int]
 ) -> dict[str, float] | None:
-    """The values of RULE, for images of these sizes; None where too little can be compared.
+    """The values of RULE; None where too little can be compared.
 
-    log inliers, inlier share, log area: as in `geometry.evidence`. log agree: of how many cells
-    agree. closely: the share of these that agree closely. differ: of cells with edges in both
-    images, the share that differs. log tones: of how far the mean greys (0 to 255) of the cells
-    that agree are, in the median, from a linear function of those of the other image.
+    a, b: (width, height) of the images. log inliers, inlier share, log area: as in
+    `geometry.evidence`. log agree: of the number of cells whose edges agree. closely: the share of
+    these that agree closely. differ: of cells with edges in both images the share that differs; 1
+    without such cells. log tones: of the median distance of the cells' mean greys (0 to 255) from a
+    linear function of those of the larger view, where edges nearly agree (TONED).
     """
     toned = cells.correlation >= TONED
     if toned.sum() < LEAST:
         return None
-    line = np.polynomial.Polynomial.fit(cells.a[toned], cells.b[toned], 1)
-    tones = np.median(np.abs(cells.b[toned] - line(cells.a[toned])))
+    ours, others = (mean[toned] - mean[toned].mean(dtype=float) for mean in (cells.a, cells.b))
+    slope = ours @ others / max(ours @ ours, 1e-9)  # they may all be of one tone
+    tones = np.median(np.abs(others - slope * ours))
     agree = int((cells.correlation >= AGREES).sum())
     in_both = cells.correlation[cells.weaker > BOTH]
     values = geometry.evidence(found.a, found.b, found.matches, a, b)
@@ -89,7 +91,7 @@ def evidence(
 
 
 def compared(found: Geometry, a: np.ndarray, b: np.ndarray) -> Cells:
-    """Both images in each cell, after the larger view of the two is brought to the smaller one."""
+    """Both images in each cell, after the larger view is warped onto the other one."""
     cv2 = opencv()
     assert found.matrix is not None
     matrix, points = found.matrix, found.b
