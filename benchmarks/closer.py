@@ -146,7 +146,7 @@ KINDS: dict[str, Make] = {
 }  # fmt: skip
 
 
-# ── the weights of the rule ──────────────────────────────────────────────────────────────────────
+# ── the weights of both rules ────────────────────────────────────────────────────────────────────
 
 
 def fit(shared: Path, kind: str, seed: int = 11) -> None:
@@ -185,7 +185,7 @@ def fit(shared: Path, kind: str, seed: int = 11) -> None:
 def fitted(x: np.ndarray, y: np.ndarray, least: float | None = None) -> np.ndarray:
     """(1 + D,) bias and weights of a logistic regression of y (n,) on x (n, D).
 
-    least: what no weight falls below.
+    least: the lower limit of a weight; None: no limit.
     """
     from scipy.optimize import minimize
 
@@ -203,10 +203,10 @@ def fitted(x: np.ndarray, y: np.ndarray, least: float | None = None) -> np.ndarr
 
 
 def fit_copies(shared: Path, cache: Path, n: int = 1600, seed: int = 61) -> None:
-    """Prints the weights for audit/same_pixels.py, and what they decide on pairs they saw not.
+    """Prints the weights for audit/same_pixels.py, and what they decide on other pairs.
 
-    All training photos, and n pictures made of them. Pairs of two photos that a first fit takes for
-    copies are left out of the second: the sets hold pictures twice, and parts of them.
+    Pairs are of all training photos and n pictures made of them. Other pairs that a first fit takes
+    for copies are left out of the second: the sets hold some pictures twice, whole or in parts.
     """
     rng = np.random.default_rng(seed)
     files = [file for name in SETS for file in photos(shared, name, "training")]
@@ -250,7 +250,7 @@ def fit_copies(shared: Path, cache: Path, n: int = 1600, seed: int = 61) -> None
           f"left out {(~kept).sum()}")  # fmt: skip
     print("bias", round(weights[0], 2), dict(zip(names, weights[1:].round(2), strict=True)))
     logits = np.empty(len(y))
-    for fold in range(5):  # no photo is on both sides
+    for fold in range(5):  # by the first photo of a pair
         unseen = photo % 5 == fold
         weights = fitted(x[~unseen], y[~unseen])
         logits[unseen] = weights[0] + x[unseen] @ weights[1:]

@@ -28,7 +28,7 @@ log = logging.getLogger("vizsla.figures")
 EMPTY = {
     "positions": -1, "scores": np.nan, "accepted": 0, "probability": np.nan, "members": -1,
     "member_scores": np.nan, "best_tile": -1,
-}  # the values of a ranking that it has for each query, where there is no result  # fmt: skip
+}  # array of a ranking, a row a query → its value where there is no result  # fmt: skip
 
 
 def show(

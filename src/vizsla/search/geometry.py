@@ -19,16 +19,16 @@ TRIES, CERTAINTY = 2000, 0.995  # of RANSAC
 
 @dataclass(frozen=True)
 class Rule:
-    """What evidence is worth: its probability is 1 / (1 + exp(-(bias + Σ weight · value)))."""
+    """How evidence becomes a probability: 1 / (1 + exp(-(bias + Σ weight · value)))."""
 
     bias: float
     weights: dict[str, float]
 
 
-# Distances to the nearest and the second nearest descriptor of a match, of each kind of features.
+# Ratio test: the greatest distance to the nearest, over that to the second nearest descriptor.
 RATIOS = {"sift": 0.85, "tokens": 0.95}
 # Fitted by benchmarks/closer.py to pairs made of training images, one right and hundreds of wrong
-# ones for each query, as in a gallery of hundreds. No weight is negative.
+# ones for each query, as in a gallery of hundreds. No weight may be negative.
 RULES = {
     "sift": Rule(-9.6, {"log inliers": 1.13, "inlier share": 11.41, "area": 4.55}),
     "tokens": Rule(-6.79, {"log inliers": 2.99, "inlier share": 2.42, "area": 0.0}),
@@ -106,7 +106,7 @@ def evidence(
 
 
 def probability(values: dict[str, float], rule: Rule) -> float:
-    """That two images with this evidence show one thing, or what else the rule is fitted to."""
+    """Of what the rule was fitted to: that two images show one thing, or that one is a copy."""
     logit = rule.bias + sum(weight * values[name] for name, weight in rule.weights.items())
     return float(1 / (1 + np.exp(-logit)))
 
