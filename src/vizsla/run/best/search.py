@@ -403,8 +403,8 @@ class _Search:
                 )
             if found is not None:
                 self.choosing = max(self.choosing, self.journal.spent() - started)
-            elif earlier != "none":  # to try one takes a small part of the time of choosing
-                once = dataclasses.replace(plain, chain=earlier)
+            elif (once := dataclasses.replace(plain, chain=earlier)) != self.so_far.best.candidate:
+                # to try one takes a small part of the time of choosing
                 self.so_far.attempt("chain", str(once), once, needs=self.choosing / 4)
         self.so_far.complete()
 
