@@ -290,9 +290,9 @@ class _Search:
         new = [c for c in allowed if str(c) not in self.trials.by_name]
         if len(new) > FINALISTS and self.screening.on is not self.trials.on:
             value = {chain: self._tried(chain, self.screening).value for chain in new}
-            new = sorted(new, key=lambda chain: -value[chain])[:FINALISTS]
-        found = {c: self._tried(c, self.trials) for c in allowed
-                 if c in new or str(c) in self.trials.by_name}  # fmt: skip
+            finalists = sorted(new, key=lambda chain: -value[chain])[:FINALISTS]
+            allowed = [c for c in allowed if c not in new or c in finalists]
+        found = {chain: self._tried(chain, self.trials) for chain in allowed}
         return max(found, key=lambda chain: found[chain].value)
 
     def _tried(self, chain: Chain, trials: Trials) -> Trial:
@@ -311,12 +311,12 @@ class _Search:
 
     def try_keeping(self) -> None:
         """Tries the best chain with `keep` after it, so that the first ranks cannot get worse; and
-        those with the highest mAP, since that is what `keep` leaves to gain."""
+        those with the highest mAP, which is what is then left to gain."""
         best = self.best_chain()
         ordered = sorted(self.trials.by_name.values(), key=lambda trial: -trial.map)
         others = [self.chains[trial.name] for trial in ordered[:KEEPING]]
         for chain, sizes in ((best, KEPT), *((chain, (self.kept,)) for chain in others)):
-            for n in sizes if chain.steps else ():  # each on all draws: the first gain most
+            for n in sizes if chain.steps else ():  # one by one: each is compared on all draws
                 self.best_of([Chain((*chain.steps, Step.of(KEEP, n=n)))])
 
     def report(self, *, ended: bool = False) -> None:

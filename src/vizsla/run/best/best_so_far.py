@@ -168,8 +168,8 @@ class BestSoFar:
         return changed and (not other or _gains(trial, self.best.trial))
 
     def _compared(self, candidate: Candidate) -> Trial | None:
-        """What the table compares it with: the best before it without a chain; networks without a
-        head are compared with the best of these."""
+        """What the table compares it with: the best before it without a chain; models as they are
+        (without a head, not tuned) are compared with the best of these."""
         if candidate.is_untrained:
             return self.untrained
         return self.plain.trial if self.plain else None
@@ -188,7 +188,9 @@ class BestSoFar:
             return "unsure"
         if trial.risk > trial.max_risk:
             return "risky"
-        return "below a head" if compared is not self.plain.trial else "below first"
+        assert self.first is not None
+        is_below = trial.top1 < self.first.top1 or trial.map < self.first.map
+        return "below first" if is_below else "below best"
 
     def _enter(self, tried: Tried, kept: bool) -> Candidate:
         candidate = tried.candidate

@@ -24,10 +24,11 @@ IN_WORDS = {
 }  # fmt: skip
 GAIN = (
     "gain: in what is optimised (the mean of top-1 and mAP, unless --optimise says otherwise), "
-    "over the best earlier step without re-ranking, ± its standard error; models without a head "
-    "are compared with each other only; unsure: no more than that error; below a head: better than "
-    "the models before, but a head is better; risky: more likely to lose contest points on the "
-    "test part than to gain some; below first: top-1 or mAP is below that of the first model"
+    "over the best earlier step without re-ranking, ± its standard error; models as they "
+    "are (without a head, not tuned) are compared with each other only; unsure: no more than that "
+    "error; below best: better than the models before, but a trained one is better; risky: more "
+    "likely to lose contest points on the test part than to gain some; below first: top-1 or mAP "
+    "is below that of the first model"
 )
 
 

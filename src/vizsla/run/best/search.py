@@ -1,11 +1,12 @@
 """`best`: the best ranking that data, machine and time allow; see docs/best.md.
 
-    frozen models ─► joined ─► chain ─► head ─► chain ─► slower models ─► fine-tuning ─► image size
-                       ▲                                       │               │             │
-                       └──────── once more, with these ◄───────┴───────────────┴─────────────┘
+    frozen models ─► joined ─► chain ─► head ─► chain ─► slower models, fine-tuning, image size ─┐
+                       ▲                                                                         │
+                       └───────────────────────── once more, with these ◄────────────────────────┘
 
-Steps go from cheap to expensive. Each is tried on held-out training images (candidates.py) and
-recorded (journal.py). An improvement becomes a complete run at once, so that there always is one.
+Steps go from cheap to expensive; from 20 minutes image size comes before fine-tuning. Each is tried
+on held-out training images (candidates.py) and recorded (journal.py). An improvement becomes a
+complete run at once, so that there always is one.
 """
 
 import dataclasses
@@ -287,9 +288,8 @@ class _Search:
         for network in networks:
             head = LOADING + self.so_far.seconds(network, others) + 2 * FITTING * self.held.fitting
             needs = self.so_far.seconds(network, held_out) + head + later
-            if self.so_far.attempt(
-                "frozen", str(network), Candidate((network,)), needs=needs
-            ):  # fmt: skip
+            candidate = Candidate((network,))
+            if self.so_far.attempt("frozen", str(network), candidate, needs=needs):
                 later += head + LOADING + self.so_far.seconds(network, self.so_far.test_images)
                 tried = True
         return tried
