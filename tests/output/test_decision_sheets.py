@@ -21,12 +21,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def drawn(images: Path, out: Path, accepted: int | None, k: int = 10) -> np.ndarray:
+def drawn(
+    images: Path, out: Path, accepted: int | None, k: int = 10, estimate: float | None = 0.5
+) -> np.ndarray:
     names = [f"{i:02}.png" for i in range(12)]
     scores = np.linspace(0.9, 0.1, 11)[None]
     ranking = Ranking(
         names[:1], names[1:], np.arange(11)[None], scores, 11,
         accepted=None if accepted is None else np.array([accepted]), probability=scores,
+        origin={"accept": {"sure": 0.95, "estimate": estimate}},
     )  # fmt: skip
     (path,) = draw_ranking(ranking, images, images, out, k=k)
     with Image.open(path) as image:
@@ -57,3 +60,11 @@ def test_a_query_that_is_not_there_has_an_empty_sheet(images: Path, tmp_path: Pa
     grid = sheet[70:, 380:]
     assert sheet.shape[1] < 1000 and not line(sheet).any()
     assert 0 < (grid != 255).any(axis=2).mean() < 0.1
+
+
+def test_where_no_estimate_is_sure_a_sheet_does_not_say_what_is_there(
+    images: Path, tmp_path: Path
+) -> None:
+    sheet, whole = (drawn(images, tmp_path, n, estimate=None) for n in (0, None))
+    note = len(sheet) - len(whole)  # px of the line that says so
+    assert note > 0 and np.array_equal(sheet[100:], whole[100 - note :])

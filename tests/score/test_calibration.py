@@ -58,6 +58,8 @@ def test_another_precision_is_asked_of_the_same_calibration() -> None:
     assert low is not None and high is not None and low.score < high.score
     none = learned(20)
     assert none.cutoff is None and "nothing is accepted" in none.verdict
+    too_sure = learned().with_sure(0.9999)
+    assert too_sure.cutoff is None and "--accept 0.9" in too_sure.verdict
     decided = none.decide(ranked(5, right_above=0)[0])
     assert decided.accepted is not None and not decided.accepted.any()
     with pytest.raises(UsageError, match="between 0 and 1"):

@@ -87,7 +87,7 @@ def test_without_the_gallerys_truth_what_needs_it_is_unknown() -> None:
     for key in ("top_k_accuracy@4", "precision@4", "mrr@4", "contest_points"):
         assert scores[key].mean is not None
     assert scores.with_nothing_relevant is None
-    assert "not known: recall@1,4, AP@1,4, nDCG@1,4, mAP, MAP@R, R-precision (the" in scores.text()
+    assert "not known: recall@1,4; AP@1,4; nDCG@1,4; mAP; MAP@R; R-precision (the" in scores.text()
 
 
 def test_a_shallow_ranking_gives_ap_at_its_depth_instead_of_map() -> None:

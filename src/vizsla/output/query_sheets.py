@@ -115,7 +115,8 @@ def sheets(
         query, correct = ranking.queries[i], truth.correct[i]
         scores = None if ranking.scores is None else ranking.scores[i]
         chances = None if ranking.probability is None else ranking.probability[i]
-        accepted = None if ranking.accepted is None else min(int(ranking.accepted[i]), k)
+        decided = None if ranking.has_no_cutoff else ranking.accepted
+        accepted = None if decided is None else min(int(decided[i]), k)
         results = [
             Picture(
                 _below(gallery_root, name),
@@ -133,8 +134,10 @@ def sheets(
         ap = None if truth.ap is None else float(truth.ap[i])
         picture = Picture(_below(query_root, query), query, label)
         notes = notes_of(label, hits, results, ap)
-        if ranking.accepted is not None:
-            notes.append(f"{ranking.accepted[i] or 'none'} accepted")
+        if decided is not None:
+            notes.append(f"{decided[i] or 'none'} accepted")
+        elif ranking.has_no_cutoff:
+            notes.append("nothing is sure enough to be accepted")
         found.append(Sheet(names[i], picture, results, notes, accepted))
     return found
 

@@ -500,7 +500,9 @@ def _sheet(data: ReportData, row: int, score: str) -> dict[str, Any]:
     picture = thumbnail(data.data.query.root / query, max_pixels=data.max_pixels)
     facts = [f"{name} {value}" for name, value in data.columns["query"].get(query, {}).items()]
     notes = [note for note in (label, *facts, score) if note]
-    if ranking.accepted is not None:
+    if ranking.has_no_cutoff:
+        notes.append("nothing is sure enough to be accepted")
+    elif ranking.accepted is not None:
         notes.append(f"{ranking.accepted[row]} accepted" if ranking.accepted[row]
                      else "not in the gallery: none accepted")  # fmt: skip
     return {"query": query, "notes": notes, "picture": picture, "tiles": tiles}

@@ -204,8 +204,11 @@ class Calibration(Shown):
         """What is accepted, in a sentence."""
         level, percent = self.cutoff, f"{100 * self.sure:g} %"
         if level is None:
+            usable = [sure for sure in SURES if sure_level(self.levels, sure) is not None]
+            less = f"; --accept {max(usable):g} accepts some" if usable else ""
             return (
                 f"nothing is accepted: on these {self.queries} queries no match is {percent} sure"
+                + less
             )
         others = 100 * level.lower_of_others
         start = f"accepted from an estimate of {_estimate(level.score):.4f}: at least "

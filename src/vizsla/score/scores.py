@@ -443,7 +443,7 @@ def _unknown_note(scores: Scores) -> str:
     for figure in [scores.figures[key] for key in scores.chosen or scores.figures]:
         if figure.unknown:
             reasons.setdefault(figure.unknown, []).append(figure.title)
-    parts = [f"{', '.join(_merged(titles))} ({reason})" for reason, titles in reasons.items()]
+    parts = [f"{'; '.join(_merged(titles))} ({reason})" for reason, titles in reasons.items()]
     return f"not known: {'; '.join(parts)}" if parts else ""
 
 

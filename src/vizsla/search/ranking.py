@@ -215,6 +215,14 @@ class Ranking(Shown):
             origin={**self.origin, **(origin or {})},
         )  # fmt: skip
 
+    @property
+    def has_no_cutoff(self) -> bool:
+        """Whether nothing is accepted because no estimate is sure enough, so that it says nothing
+        of what is in the gallery."""
+        about = self.origin.get("accept")
+        accepts_none = self.accepted is not None and not self.accepted.any()
+        return accepts_none and about is not None and about["estimate"] is None
+
     def only_accepted(self) -> "Ranking":
         """The same ranking without the images that are not accepted; rows may become empty."""
         kept = self.is_accepted

@@ -36,7 +36,8 @@ LONGER = {"frozen": "a further model", "head": "a head", "chain": "another chain
           "fine-tuned": "a fine-tuning"}  # fmt: skip
 MARGIN = 1.1  # on the time that a step needs: earlier steps may take longer than before
 NOTHING = "nothing could be chosen, so this is the first model as it is:"
-UNCHANGED = "; nothing new was tried, since the earlier call left nothing to try in this budget"
+NOTHING_LEFT = "; nothing new was tried, since earlier calls left nothing to try"
+NO_TIME_LEFT = "; nothing new was tried, since no step fits into what earlier calls left of it"
 OTHER_DRAWS = "a single run draws its own queries, so its values differ a little"
 
 
@@ -144,7 +145,9 @@ class BestResult(Shown):
     @property
     def _time(self) -> str:
         text = f"after {self.seconds:.0f} of {self.budget:.0f} s"
-        return text + UNCHANGED * self.is_unchanged
+        if not self.is_unchanged:
+            return text
+        return text + (NO_TIME_LEFT if without_time(self.steps) else NOTHING_LEFT)
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
