@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vizsla.cli.console import Commands, print_json
-from vizsla.cli.sources import require_all_weights, require_data_folder
+from vizsla.cli.sources import require_all_weights
 from vizsla.options import BestOptions, Printing
 from vizsla.progress import ProgressShown
 
@@ -35,7 +35,6 @@ def best(
     and from then on the best so far. The same command goes on after an
     interruption, or with a larger --budget, which is the time of all tries.
     """
-    require_data_folder(data)
     require_all_weights(zip(options.model, itertools.cycle(options.weights), strict=False))
     from vizsla.run.best.search import best as search
     from vizsla.run.best.search import best_config

@@ -19,7 +19,7 @@ from vizsla.cli.console import (
 )
 from vizsla.cli.parameters import Given, Without, was_given
 from vizsla.cli.refining import print_refined
-from vizsla.cli.sources import require_all_weights, require_data_folder
+from vizsla.cli.sources import require_all_weights
 from vizsla.errors import UsageError
 from vizsla.option_fields import REQUIRED, option, same
 from vizsla.options import (
@@ -81,7 +81,6 @@ def run(
 ) -> None:
     """Do the whole job: embed, rank, score, write the submission, draw the results."""
     if several.again is None and data is not None:
-        require_data_folder(data)
         require_all_weights(zip(several.model, itertools.cycle(several.weights), strict=False))
     from vizsla.run import several_models
     from vizsla.score.run_table import best_so_far

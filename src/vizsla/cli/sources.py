@@ -174,13 +174,6 @@ def require_all_weights(chosen: Iterable[tuple[str, str]]) -> None:
         require_weights(model, weights)
 
 
-def require_data_folder(data: Path) -> None:
-    """DataError if it has not the layout of a data folder. Before torch is imported, too."""
-    from vizsla.data.data_folders import require_layout
-
-    require_layout(data)
-
-
 @contextmanager
 def open_engine(
     name: str, address: str | None, **options: Any

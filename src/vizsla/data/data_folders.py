@@ -139,12 +139,6 @@ _OTHER_NAMES = {
 }  # our name → what others call it
 
 
-def require_layout(folder: str | Path) -> None:
-    """DataError unless `open_data` finds its folders there. Lists no images and needs no torch."""
-    if not is_table_folder(folder):
-        _data_folder(Path(folder))
-
-
 def _data_folder(folder: Path) -> Path:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"

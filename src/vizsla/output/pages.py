@@ -20,7 +20,6 @@ from PIL import Image
 
 from vizsla.data.images import MAX_PIXELS, read_image
 from vizsla.errors import ImageError
-from vizsla.notebook import counted
 from vizsla.score.compare import Comparison
 from vizsla.score.paired_tests import (
     Difference,
@@ -207,7 +206,7 @@ def steps_page(table: Table, notes: Sequence[str], best: str) -> str:
     section = _table_section("steps", "What was tried", table, first=first, keep=table.columns)
     return render_page(
         "tables.html", "The best ranking", [section, _remarks_section([], notes)],
-        subtitle=[best, counted(len(table.rows), "step")], headline=[],
+        subtitle=[best, f"{len(table.rows)} steps"], headline=[],
     )  # fmt: skip
 
 
