@@ -281,13 +281,11 @@ class _Search:
     def _try_slower(self, networks: Sequence[Network]) -> bool:
         """Tries those for which there also is time to fit a head and choose a chain afterwards;
         whether there were any."""
-        assert self.held.data.training is not None
-        held_out = len(self.held.drawn.images)
-        others = len(self.held.data.training) - held_out
+        rest = len(self.held.others) + self.held.not_embedded  # for a head and its complete run
         later, tried = self.choosing, False
         for network in networks:
-            head = LOADING + self.so_far.seconds(network, others) + 2 * FITTING * self.held.fitting
-            needs = self.so_far.seconds(network, held_out) + head + later
+            head = LOADING + self.so_far.seconds(network, rest) + 2 * FITTING * self.held.fitting
+            needs = self.so_far.seconds(network, len(self.held.drawn.images)) + head + later
             candidate = Candidate((network,))
             if self.so_far.attempt("frozen", str(network), candidate, needs=needs):
                 later += head + LOADING + self.so_far.seconds(network, self.so_far.test_images)
