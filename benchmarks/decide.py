@@ -32,10 +32,9 @@ from scipy.optimize import isotonic_regression
 
 import vizsla
 from vizsla import storage
-from vizsla.data.absent_classes import draws_with_absent_classes, held_out_and_trained
 from vizsla.data.data_folders import DataFolders, open_data
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import Target
+from vizsla.data.splits import NEW, Target
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
@@ -43,11 +42,12 @@ from vizsla.errors import DataError, StorageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.open_model import load_embedder
 from vizsla.model.projection import project, whitening
-from vizsla.options import ModelChoice, TuneConfig
+from vizsla.options import ModelChoice
+from vizsla.run.accepting import ClosedForm, learn_calibration
 from vizsla.run.config import RunConfig
 from vizsla.run.train import train
 from vizsla.score.calibration import SHOWN_RANKS, Calibration
-from vizsla.score.calibration_draws import calibrate_on_draws, calibrate_on_training
+from vizsla.score.calibration_draws import calibrate_on_training
 from vizsla.score.evaluate import evaluate
 from vizsla.score.metrics.decision_metrics import calibration_error, measure_decisions
 from vizsla.score.relevance import Relevance, relevance
@@ -62,6 +62,7 @@ NAME, DRAWS = "caltech101", 20
 SURES = (0.8, 0.9, 0.95)
 STEPS = np.linspace(0, 1, 400)  # of cut-offs
 LISTS = 100  # the longest fixed list that is tried
+TUNING = {"finetune": "head", "validate_on": NEW}
 
 Vectors = Sequence[Embeddings]
 Rank = Callable[[Vectors, Vectors], Ranking]
@@ -93,7 +94,7 @@ class Bench:
             return load_embedder(ModelChoice(model=model, weights=self.weights, pooling="gap"))
         out = self.cache / "tuned-training"
         if not (out / "embedder").is_dir():
-            train(RunConfig(data=str(self.folder), tuning={"finetune": "head"}), out)
+            train(RunConfig(data=str(self.folder), tuning=TUNING), out)
         return Embedder.load(out / "embedder")
 
     def embedded(self, model: str, role: str) -> Embeddings:
@@ -106,17 +107,20 @@ class Bench:
         return embed(images, embedder, folder, compute=compute)
 
     def calibration(self, models: Sequence[str], rank: Rank) -> Calibration:
-        """Learned on images that none of the models was trained on."""
-        images, trained = self.training, None
-        if "tuned" in models:
-            images, trained = held_out_and_trained(images, TuneConfig(), self.target)
-        kept = np.flatnonzero(np.array(images.labels) != self.without)
-        images, trained = images.subset(kept), None if trained is None else trained[kept]
+        """Learned as `run` does, on images that none of the models was trained on."""
+        kept = np.flatnonzero(np.array(self.training.labels) != self.without)
+        data = replace(self.data, training=self.training.subset(kept))
+        config = RunConfig(data=str(self.folder), tuning=TUNING)
+        is_tuned = "tuned" in models
+        closed_form = ClosedForm.of(self.embedder("tuned"), config) if is_tuned else None
+        if closed_form is not None:  # lite0 with a projection
+            models = ["lite0"]
         vectors = [self.embedded(model, "training") for model in models]
-        draws = draws_with_absent_classes(images, self.target, trained=trained)
-        return calibrate_on_draws(
-            vectors, images, draws, source="training", rank=rank, by_class=trained is not None
-        )
+        return learn_calibration(
+            config, data, self.target,
+            [lambda images, of=of: of.of_images(images.ids) for of in vectors],
+            tuned=is_tuned, sure=SURES[0], rank=rank, closed_form=closed_form,
+        )  # fmt: skip
 
     def judged(self, models: Sequence[str], rank: Rank, draws: int) -> list[tuple[Ranking, Truth]]:
         """The test part ranked, each time without other classes in the gallery."""

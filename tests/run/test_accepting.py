@@ -18,9 +18,11 @@ from vizsla import storage
 from vizsla.cli.main import app
 from vizsla.data.data_folders import open_data
 from vizsla.data.splits import Target
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, StorageError, UsageError
+from vizsla.model.projection import AnyProjection
 from vizsla.options import GalleryOptions
-from vizsla.run import accepting, fused_runs, pipeline, several_models
+from vizsla.run import accepting, finished_run, fused_runs, pipeline, several_models
 from vizsla.run.accepting import CALIBRATION, Accept
 from vizsla.run.config import RunConfig, recorded_config
 from vizsla.run.finish import RunResult
@@ -225,11 +227,12 @@ def test_a_tuned_model_with_few_held_out_classes_is_warned_of(
 ) -> None:
     by_class = []
 
-    def learned(*_: Any, **options: Any) -> Calibration | None:
-        by_class.append(options["by_class"])
-        return accepted.calibration
+    class Judged:
+        def calibration(self, **options: Any) -> Calibration | None:
+            by_class.append(options["by_class"])
+            return accepted.calibration
 
-    monkeypatch.setattr(accepting, "calibrate_on_draws", learned)
+    monkeypatch.setattr(accepting, "judged_draws", lambda *_: Judged())
     is_new = kind == "new-classes"  # else all classes were trained on
     for tuned in (False, True):
         accepting.learn_calibration(
@@ -239,6 +242,30 @@ def test_a_tuned_model_with_few_held_out_classes_is_warned_of(
         )  # fmt: skip
         warned = bool(re.search(r"only the \d classes .* hold out more", caplog.text))
         assert warned is by_class[-1] is (tuned and is_new)
+
+
+def test_a_projection_is_fitted_again_without_the_classes_of_the_queries(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted_to: list[set[str]] = []
+    fit = accepting.fitted_projection
+
+    def noted(vectors: Embeddings, kind: str) -> AnyProjection:
+        fitted_to.append({str(label) for label in vectors.labels or []})
+        return fit(vectors, kind)
+
+    monkeypatch.setattr(accepting, "fitted_projection", noted)
+    tuning = {"finetune": "head", "validate_on": "new-classes", "head_steps": 0}
+    done = pipeline.run(config(home, tuning=tuning))
+    assert done.tuned is not None and done.tuned.kept.name in done.tuned.closed_forms
+    assert len(fitted_to) == 5 and all(len(classes) in (19, 20) for classes in fitted_to)
+    assert set.union(*fitted_to) == {f"t{i}" for i in range(CLASSES)}
+    found = done.calibration
+    assert found is not None and not found.by_class
+    assert found.queries == 8 * CLASSES  # every training image
+    assert found.made_by["model_id"] == done.ranking.origin["model_id"]
+    again = finished_run.calibrate_run(done.run.folder, sure=0.7)
+    assert again == found
 
 
 def test_a_run_without_a_calibration_says_how_to_get_one(home: Path) -> None:

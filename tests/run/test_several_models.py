@@ -18,6 +18,7 @@ from vizsla.cli.main import app
 from vizsla.data.data_folders import open_data
 from vizsla.embed.compute import has_exact_int8
 from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.projected import fitted_projection, projection_makers
 from vizsla.errors import DataError, ModelError, UsageError
 from vizsla.model.closed_forms import closed_forms
 from vizsla.model.projection import load_projection, project
@@ -25,14 +26,7 @@ from vizsla.run import fused_runs, several_models
 from vizsla.run.config import RunConfig
 from vizsla.run.finish import RunResult
 from vizsla.run.functions import search
-from vizsla.run.fused_runs import (
-    FusionConfig,
-    fitted_projection,
-    fuse_runs,
-    members_of,
-    projection_makers,
-    ranker,
-)
+from vizsla.run.fused_runs import FusionConfig, fuse_runs, members_of, ranker
 from vizsla.run.members import Member
 from vizsla.run.several_models import run_models
 from vizsla.search import exact

@@ -12,8 +12,8 @@ from vizsla.errors import DataError
 from vizsla.options import TuneConfig
 from vizsla.score.calibration_draws import (
     at_most,
-    calibrate_on_draws,
     calibrate_on_training,
+    judged_draws,
     share_like,
 )
 from vizsla.score.relevance import relevance
@@ -59,10 +59,10 @@ def test_images_that_could_not_be_read_are_left_out() -> None:
     images = ImageSet(Path("x"), vectors.ids, vectors.attributes)
     draws = draws_with_absent_classes(images)
     some = vectors.subset(np.arange(3, len(vectors)))
-    assert calibrate_on_draws([some], images, draws, source="x").queries == 357
+    assert judged_draws([some], images, draws).calibration(source="x").queries == 357
     with pytest.raises(DataError, match="hold none of"):
         alien = Embeddings(["no"], vectors.vectors[:1], pa.table({}), "own")
-        calibrate_on_draws([alien], images, draws, source="x")
+        judged_draws([alien], images, draws)
 
 
 def test_other_models_and_images_without_labels_are_refused() -> None:

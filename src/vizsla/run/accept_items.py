@@ -20,7 +20,7 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.run.accepting import Accept
 from vizsla.score.calibration import SURE, Calibration
-from vizsla.score.calibration_draws import at_most, calibrate_on_draws
+from vizsla.score.calibration_draws import at_most, judged_draws
 from vizsla.search import exact
 from vizsla.search.filters import no_attribute
 from vizsla.workspace import is_run
@@ -81,10 +81,9 @@ def calibration_of_items(
     draws = draws_with_absent_classes(
         images, Target(gallery=most * len(counts), per_class=most), seed=seed
     )
-    found = calibrate_on_draws(
-        [gallery], images, draws, sure=accept.sure or SURE,
-        source=f"{source}, by the column {column}",
-    )  # fmt: skip
+    found = judged_draws([gallery], images, draws).calibration(
+        sure=accept.sure or SURE, source=f"{source}, by the column {column}"
+    )
     found = dataclasses.replace(found, class_column=column)
     if found.cutoff is None:
         near = ", ".join(most_similar_items(gallery, images))

@@ -1,25 +1,33 @@
 """--accept and a data folder → the Calibration that decides which matches are accepted."""
 
 import dataclasses
+import functools
 import logging
+import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vizsla.data.absent_classes import draws_with_absent_classes, held_out_and_trained
+import numpy as np
+
+from vizsla.data.absent_classes import (
+    FEWEST_CLASSES,
+    FOLDS,
+    draws_with_absent_classes,
+    held_out_and_trained,
+)
 from vizsla.data.data_folders import DataFolders
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import AUTO, NEW, Draw, Target, training_part
+from vizsla.data.splits import AUTO, NEW, Draw, Target, class_codes, training_part
 from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.projected import fitted_projection, projected
 from vizsla.errors import DataError, UsageError
+from vizsla.model.embedder import Embedder
 from vizsla.option_fields import acceptance
+from vizsla.options import FUSION_WHITENINGS
 from vizsla.run.config import RunConfig
 from vizsla.score.calibration import SURE, Calibration
-from vizsla.score.calibration_draws import (
-    Rank,
-    at_most,
-    calibrate_on_draws,
-)
+from vizsla.score.calibration_draws import JudgedDraws, Rank, at_most, judged_draws
 from vizsla.workspace import is_run
 
 log = logging.getLogger("vizsla.run")
@@ -89,6 +97,25 @@ class Accept:
         return found if self.sure is None else found.with_sure(self.sure)
 
 
+@dataclasses.dataclass(frozen=True)
+class ClosedForm:
+    """A projection in closed form, all that a training added to a network as it is.
+
+    name: of FUSION_WHITENINGS. model_id: of the embedder with it.
+    """
+
+    name: str
+    model_id: str
+
+    @staticmethod
+    def of(embedder: Embedder, config: RunConfig) -> "ClosedForm | None":
+        """That of an embedder whose training held out whole classes, else None."""
+        kept = (embedder.origin.training or {}).get("kept")
+        if kept not in FUSION_WHITENINGS or config.training.validate_on != NEW:
+            return None
+        return ClosedForm(kept, embedder.model_id)
+
+
 def check_accept(config: RunConfig, data: DataFolders, target: Target) -> None:
     """Before the work: UsageError or DataError if --accept cannot be read, or if there are too few
     images to learn from."""
@@ -123,6 +150,7 @@ def calibration_for(
     tuned: bool,
     rank: Rank,
     search: Rank | None = None,
+    closed_form: ClosedForm | None = None,
 ) -> Calibration:
     """What --accept of a run says: a saved calibration, or one that is learned now."""
     assert config.accept is not None
@@ -130,8 +158,9 @@ def calibration_for(
     if accept.file is not None:
         return accept.load()
     found = learn_calibration(
-        config, data, target, embed, tuned=tuned, sure=accept.sure or SURE, rank=rank, search=search
-    )
+        config, data, target, embed, tuned=tuned, sure=accept.sure or SURE, rank=rank,
+        search=search, closed_form=closed_form,
+    )  # fmt: skip
     if found.cutoff is None:
         log.warning("%s", found.verdict)
     return found
@@ -147,38 +176,85 @@ def learn_calibration(
     sure: float,
     rank: Rank,
     search: Rank | None = None,
+    closed_form: ClosedForm | None = None,
 ) -> Calibration:
     """Learned on training images that the models have not seen, by draws like the test part.
 
     embed: by each model. tuned: whether one was trained on the images that validation did not hold
     out. rank: as the test part is ranked. search: as `search` and `serve` rank, if they do not rank
-    so. DataError without training images.
+    so. closed_form: all that was trained, if `embed` gives vectors of one model without it.
+    DataError without training images.
     """
     if config.whiten != "none":
         raise DataError(f"what scores mean cannot be learned here: {WHITENED % config.whiten}")
-    images, draws = images_and_draws(config, data, target, tuned=tuned)
-    by_class = tuned and config.training.validate_on == NEW  # whole classes were held out
-    if by_class:
-        labels = images.labels or []
-        classes = len({labels[i] for draw in draws for i in draw.query})
-        if classes < FEW_CLASSES:
-            log.warning(
-                "--accept is learned on only the %d classes that the training held out, so that "
-                "it accepts few matches: hold out more (--set share=0.4)", classes,
-            )  # fmt: skip
-    vectors = [embed_images(images) for embed_images in embed]
+    rankers, by_class = [rank, search], False
+    if closed_form is not None:
+        judge = _by_fitting_again(config, data, target, embed[0], closed_form)
+    else:
+        images, draws = images_and_draws(config, data, target, tuned=tuned)
+        by_class = tuned and config.training.validate_on == NEW  # whole classes were held out
+        if by_class:
+            _warn_of_few_classes(images, draws)
+        vectors = [embed_images(images) for embed_images in embed]
+        judge = functools.partial(judged_draws, vectors, images, draws)
     found, of_searches = (
-        by and calibrate_on_draws(
-            vectors, images, draws, sure=sure, source=f"{config.data}/training", rank=by,
-            by_class=by_class,
+        by and judge(by).calibration(
+            sure=sure, source=f"{config.data}/training", by_class=by_class
         )
-        for by in (rank, search)
+        for by in rankers
     )  # fmt: skip
     assert found is not None
     found = dataclasses.replace(found, of_searches=of_searches)
     for line in found.lines():
         log.debug("%s", line)
     return found
+
+
+def _by_fitting_again(
+    config: RunConfig,
+    data: DataFolders,
+    target: Target,
+    embed: Callable[[ImageSet], Embeddings],
+    closed_form: ClosedForm,
+) -> Callable[[Rank], JudgedDraws]:
+    """What judges draws by projections that were each fitted without a part of the classes, whose
+    images are the queries. So all training images serve, where a training holds few out."""
+    images = at_most(training_part(data.training, config.data, "--accept"), seed=config.seed)
+    vectors, labels = embed(images), class_codes(images)
+    rng = np.random.default_rng((config.seed, 74))
+    classes = labels.max() + 1
+    parts = int(np.clip(classes // FEWEST_CLASSES, 2, FOLDS))
+    part_of = rng.permutation(classes) % parts
+    found = []
+    for part in range(parts):
+        trained = part_of[labels] != part
+        others = vectors.of_images([images.ids[i] for i in np.flatnonzero(trained)])
+        projection = fitted_projection(others, closed_form.name)
+        again = dataclasses.replace(
+            projected(vectors, projection, closed_form.name), model_id=closed_form.model_id
+        )
+        draws = draws_with_absent_classes(
+            images, target, seed=config.seed, trained=trained,
+            query_domain=config.training.query_domain,
+            gallery_domain=config.training.gallery_domain,
+        )  # fmt: skip
+        found.append((again, draws))
+
+    def judge(rank: Rank) -> JudgedDraws:
+        judged = [judged_draws([again], images, draws, rank) for again, draws in found]
+        return functools.reduce(operator.add, judged)
+
+    return judge
+
+
+def _warn_of_few_classes(images: ImageSet, draws: Sequence[Draw]) -> None:
+    labels = images.labels or []
+    classes = len({labels[i] for draw in draws for i in draw.query})
+    if classes < FEW_CLASSES:
+        log.warning(
+            "--accept is learned on only the %d classes that the training held out, so that "
+            "it accepts few matches: hold out more (--set share=0.4)", classes,
+        )  # fmt: skip
 
 
 def images_and_draws(

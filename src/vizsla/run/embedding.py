@@ -1,5 +1,6 @@
 """Images → embeddings in a run's folder: runs/<run id>/embeddings/<role>."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,6 +63,11 @@ class RunEmbedder:
         return RunEmbedder.of(
             Embedder.load(run.folder / "embedder"), run, compute, config, progress
         )
+
+    def without_projection(self) -> "RunEmbedder":
+        """By the same network, without the projection after it."""
+        embedder = self.runtime.embedder.without_projection()
+        return dataclasses.replace(self, runtime=Runtime(embedder, self.compute))
 
     @property
     def compute(self) -> Compute:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from vizsla.choose.validation import (
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import NEW, held_out, training_part
 from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.projected import fitted_projection, projected, projection_makers
 from vizsla.errors import DataError, UsageError
-from vizsla.model.closed_forms import closed_form_makers
-from vizsla.model.projection import WHITENINGS, AnyProjection, Beside, project, whitening
+from vizsla.model.projection import WHITENINGS, AnyProjection, Beside
 from vizsla.options import FUSION_WHITENINGS
 from vizsla.run.accepting import Accept, calibration_for, require_no_whitening
 from vizsla.run.config import RunConfig
@@ -281,11 +281,16 @@ def joint_calibration(
     tuned = [member for member in members if member.is_tuned]
     config = dataclasses.replace((tuned or members)[0].config, accept=accept)
     data = folders_of(config)
+    alone = len(members) == 1 and fusion.method != CONCAT
     return calibration_for(
         config, data, target_in(data, truth_in(config, data)),
-        [functools.partial(one.calibration_vectors, progress=progress) for one in members],
+        [
+            functools.partial(one.calibration_vectors, progress=progress, alone=alone)
+            for one in members
+        ],
         tuned=bool(tuned), rank=ranker(members, fusion, progress),
         search=search_ranker(members, fusion),
+        closed_form=members[0].closed_form if alone else None,
     )  # fmt: skip
 
 
@@ -479,33 +484,3 @@ def _alone(members: Sequence[Member], together: Embeddings) -> dict[str, np.ndar
         name if names.count(name) == 1 else f"{name} ({i})": part
         for i, (name, part) in enumerate(zip(names, parts, strict=True), 1)
     }
-
-
-def projection_makers(
-    training: Embeddings, *, every: bool = False
-) -> dict[str, Callable[[], AnyProjection]]:
-    """Name, of FUSION_WHITENINGS → what fits this head to labelled vectors; unless `every` without
-    those that they are too few for."""
-    labels = training.labels or []
-    rows = [i for i, label in enumerate(labels) if label is not None]
-    classes = np.unique([str(labels[i]) for i in rows], return_inverse=True)[1]
-    if not rows:
-        raise DataError("no training image has a label, so that no head can be learned")
-    return closed_form_makers(training.vectors[rows], classes, every=every)
-
-
-def fitted_projection(training: Embeddings, kind: str) -> AnyProjection:
-    """The projection of FUSION_WHITENINGS, fitted to labelled vectors. DataError: it needs labels,
-    and there are none."""
-    if kind in WHITENINGS:
-        return whitening(training.vectors, kind)
-    return projection_makers(training, every=True)[kind]()
-
-
-def projected(part: Embeddings, projection: AnyProjection, kind: str) -> Embeddings:
-    """The same images with projected vectors. kind: of FUSION_WHITENINGS."""
-    return dataclasses.replace(
-        part,
-        vectors=project(projection, part.vectors).numpy(),
-        model_id=f"{part.model_id}/{kind}",
-    )

@@ -12,7 +12,8 @@ from vizsla import storage
 from vizsla.data.imageset import ImageSet
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
-from vizsla.run.accepting import CALIBRATION, ROLE, learn_calibration
+from vizsla.model.embedder import Embedder
+from vizsla.run.accepting import CALIBRATION, ROLE, ClosedForm, learn_calibration
 from vizsla.run.config import RunConfig, recorded_config
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.inputs import folders_of, target_in, truth_in
@@ -77,23 +78,38 @@ class Member:
         data = folders_of(self.config)
         found = learn_calibration(
             self.config, data, target_in(data, truth_in(self.config, data)),
-            [functools.partial(self.calibration_vectors, progress=progress)],
+            [functools.partial(self.calibration_vectors, progress=progress, alone=True)],
             tuned=self.is_tuned, sure=SURE, rank=self.rank,
-            search=by_cosine if self.chain.steps else None,
+            search=by_cosine if self.chain.steps else None, closed_form=self.closed_form,
         )  # fmt: skip
         found.save(kept)
         return found
 
+    @property
+    def closed_form(self) -> ClosedForm | None:
+        """What its training added to the network, if that can be fitted again."""
+        return ClosedForm.of(Embedder.load(self.run.folder / "embedder"), self.config)
+
     def embed(self, images: ImageSet, role: str, progress: Progress | None) -> Embeddings:
         """Vectors of more images by this run's model, kept in its folder."""
-        config = dataclasses.replace(self.config, cache=self.cache)
-        return RunEmbedder.of_finished(self.run, config, progress)(images, role)
+        return self._embedder(progress)(images, role)
 
-    def calibration_vectors(self, images: ImageSet, progress: Progress | None) -> Embeddings:
-        """Vectors to learn a calibration from, kept in its folder until other images are asked
-        for."""
+    def _embedder(self, progress: Progress | None) -> RunEmbedder:
+        config = dataclasses.replace(self.config, cache=self.cache)
+        return RunEmbedder.of_finished(self.run, config, progress)
+
+    def calibration_vectors(
+        self, images: ImageSet, progress: Progress | None, *, alone: bool = False
+    ) -> Embeddings:
+        """Vectors to learn a calibration from, kept in its folder until other images are asked for.
+
+        alone: no other model's are joined with them, so that they are without `closed_form`.
+        """
+        embed = self._embedder(progress)
+        if alone and self.closed_form:
+            embed = embed.without_projection()
         try:
-            return self.embed(images, ROLE, progress)
+            return embed(images, ROLE)
         except DataError:  # those of an earlier call, on other images or by other software
             shutil.rmtree(self.run.folder / "embeddings" / ROLE, ignore_errors=True)
-            return self.embed(images, ROLE, progress)
+            return embed(images, ROLE)

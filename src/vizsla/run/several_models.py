@@ -15,6 +15,7 @@ from typing import Any
 from vizsla.choose.refinement import refine_record
 from vizsla.data.splits import training_part
 from vizsla.embed.auto_compute import resolve_compute
+from vizsla.embed.projected import projected
 from vizsla.errors import UsageError
 from vizsla.model.open_model import load_embedder
 from vizsla.model.projection import save_projection
@@ -30,7 +31,6 @@ from vizsla.run.fused_runs import (
     FusionConfig,
     fuse_runs,
     joint_calibration,
-    projected,
     require_decidable,
     require_whole_images,
 )

@@ -7,12 +7,13 @@ from vizsla.data.imageset import ImageSet
 from vizsla.embed.auto_compute import resolve_compute, written_compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings
 from vizsla.embed.inference import embed
+from vizsla.embed.projected import projected
 from vizsla.model.embedder import Embedder
 from vizsla.model.open_model import load_embedder
 from vizsla.model.projection import load_projection
 from vizsla.options import ModelChoice
 from vizsla.run.config import RunConfig
-from vizsla.run.fused_runs import FusionConfig, members_of, projected, weights_of
+from vizsla.run.fused_runs import FusionConfig, members_of, weights_of
 from vizsla.search.fusion import joined
 from vizsla.train.teacher import Report, Teacher
 from vizsla.workspace import PROJECTION, is_run

@@ -5,7 +5,9 @@ The images must be new to the model: else its scores would look better than they
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from vizsla.data.splits import SHARE, Draw, Target, class_codes
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
 from vizsla.score.calibration import SURE, Calibration, calibrate, made_by
-from vizsla.score.relevance import relevance
+from vizsla.score.relevance import Relevance, relevance
 from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
@@ -25,22 +27,45 @@ MOST_IMAGES = 5_000  # that are learned from: more would only take longer
 Rank = Callable[[Sequence[Embeddings], Sequence[Embeddings]], Ranking]
 
 
-def calibrate_on_draws(
-    vectors: Sequence[Embeddings],
-    images: ImageSet,
-    draws: Sequence[Draw],
-    *,
-    sure: float = SURE,
-    source: str,
-    rank: Rank | None = None,
-    by_class: bool = False,
-) -> Calibration:
-    """Learned on draws of queries and gallery among `images`.
+@dataclass(frozen=True, eq=False)
+class JudgedDraws:
+    """The rankings of some draws, with their truth.
 
-    vectors: of one model or several; an image that one of them lacks is left out. source: the name
-    of the images in `learned_on`. rank: ranks a gallery for queries, each with the vectors of all
-    models; by default by cosines of the only one. by_class: see `precision_levels`. DataError: no
-    image has vectors.
+    judged: one of each draw. sizes: of its gallery in images and classes. made_by: what gave the
+    scores.
+    """
+
+    judged: list[Relevance]
+    sizes: list[tuple[int, int]]
+    made_by: dict[str, Any]
+
+    def __add__(self, other: "JudgedDraws") -> "JudgedDraws":
+        return JudgedDraws(self.judged + other.judged, self.sizes + other.sizes, self.made_by)
+
+    def calibration(
+        self, *, sure: float = SURE, source: str, by_class: bool = False
+    ) -> Calibration:
+        """What is learned from them. source: the name of the images in `learned_on`. by_class: see
+        `precision_levels`."""
+        queries = {name for part in self.judged for name in part.queries}
+        size, classes = np.mean(self.sizes, axis=0).round().astype(int)
+        return calibrate(
+            self.judged, sure=sure, made_by=self.made_by, by_class=by_class,
+            learned_on=(
+                f"{len(queries)} queries of {source}, in {len(self.judged)} draws, each with about "
+                f"{size} gallery images of {classes} classes"
+            ),
+        )  # fmt: skip
+
+
+def judged_draws(
+    vectors: Sequence[Embeddings], images: ImageSet, draws: Sequence[Draw], rank: Rank | None = None
+) -> JudgedDraws:
+    """Draws of queries and gallery among `images`, ranked.
+
+    vectors: of one model or several; an image that one of them lacks is left out. rank: ranks a
+    gallery for queries, each with the vectors of all models; by default by cosines of the only one.
+    DataError: no image has vectors.
     """
     row_of = [{name: i for i, name in enumerate(one.ids)} for one in vectors]
     judged, sizes, source_of_scores = [], [], None
@@ -64,18 +89,7 @@ def calibrate_on_draws(
             f"the embeddings hold none of the images that validation uses ({images.ids[0]}, …): "
             "embed these very images"
         )
-    asked_names = {name for part in judged for name in part.queries}
-    size, classes = np.mean(sizes, axis=0).round().astype(int)
-    return calibrate(
-        judged,
-        sure=sure,
-        made_by=source_of_scores,
-        by_class=by_class,
-        learned_on=(
-            f"{len(asked_names)} queries of {source}, in {len(judged)} draws, each with about "
-            f"{size} gallery images of {classes} classes"
-        ),
-    )
+    return JudgedDraws(judged, sizes, source_of_scores)
 
 
 def calibrate_on_training(
@@ -105,7 +119,7 @@ def calibrate_on_training(
     every = ImageSet(Path(source), training.ids, training.attributes)
     images = at_most(every, seed=seed)
     draws = draws_with_absent_classes(images, target, seed=seed)
-    return calibrate_on_draws([training], images, draws, sure=sure, source=str(source), rank=rank)
+    return judged_draws([training], images, draws, rank).calibration(sure=sure, source=str(source))
 
 
 def at_most(images: ImageSet, most: int = MOST_IMAGES, *, seed: int = 0) -> ImageSet:

@@ -30,6 +30,7 @@ from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
 from vizsla.embed.local_features import LOCAL
+from vizsla.embed.projected import projected, projection_makers
 from vizsla.embed.runtime import Runtime
 from vizsla.embed.shards import MANIFEST
 from vizsla.errors import DataError
@@ -38,7 +39,6 @@ from vizsla.model.projection import AnyProjection, Beside
 from vizsla.options import TuneConfig
 from vizsla.progress import Report, waiting
 from vizsla.run.config import RunConfig, compute_for
-from vizsla.run.fused_runs import projected, projection_makers
 from vizsla.search.chain import Refiner, parse_chain
 from vizsla.search.fusion import joined
 from vizsla.search.verify import all_features, of_subsets
