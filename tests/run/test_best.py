@@ -171,7 +171,8 @@ def test_a_head_takes_the_networks_that_there_is_time_for(
     monkeypatch.setattr(HeldOut, "is_embedded", lambda self, one, role: one in (b, c))
     monkeypatch.setattr(so_far, "seconds", lambda *args: 99.0)
 
-    def attempt(stage: str, name: str, what: Any, *, needs: float) -> bool:
+    def attempt(stage: str, name: str, what: Any, *, needs: float, like: Candidate) -> bool:
+        assert [str(one) for one in like.networks] == name[len("head after ") :].split(" + ")
         tried.append((name, needs))
         return needs < 50
 
@@ -181,6 +182,63 @@ def test_a_head_takes_the_networks_that_there_is_time_for(
     assert tried[0] == ("head after a + b + c", 99.0) and tried[-1] == ("head after b + c", 0.0)
     late = [Step("head", name, verdict=NO_TIME) for name, _ in tried[:-1]]
     assert without_time(late) == "no time for: head after a + b + c"
+
+
+def test_time_is_kept_for_what_is_tried_and_not_for_a_complete_run(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (Candidate((Network(folder),)) for folder in MODELS.values())
+    values = np.linspace(0.4, 0.6, 40)
+    trial = Trial("", values, values, values)
+    monkeypatch.setattr(HeldOut, "trial", lambda self, candidate, report: trial)
+    journal = Journal(tmp_path / "best.json", 100.0)
+    so_far = BestSoFar(config(tinted, tmp_path).run, tmp_path, journal, None)
+    so_far.attempt("frozen", "first", first)
+    assert so_far.reserve() == so_far.reserve(first) > 0
+    journal.best = {"candidate": first.to_dict(), "run": "r"}
+    assert so_far.reserve() == 0
+    journal.clock = lambda: 99.0  # a second is left
+    found: list[str] = []
+
+    def what() -> Candidate:
+        so_far.report("working", 1, 2)  # has the whole budget, unless something is kept back
+        found.append("tried")
+        return second
+
+    so_far.attempt("head", "without", what)
+    so_far.attempt("head", "with", what, like=second)
+    assert found == ["tried"]
+    assert [(step.name, step.needs) for step in so_far.skipped] == [
+        ("with", pytest.approx(99.0 + so_far.reserve(second)))
+    ]
+
+
+def test_a_network_that_was_tuned_is_not_tuned_again(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tinted, tmp_path)
+    tuned = tmp_path / "runs" / "20261130-160014-31a6"
+    storage.write_json(tuned / "config.json", {})
+    runs: list[RunConfig] = []
+
+    def run(config: RunConfig, report: Any) -> Any:
+        runs.append(config)
+        return SimpleNamespace(run=SimpleNamespace(folder=tuned))
+
+    monkeypatch.setattr(searching, "run", run)
+    so_far = BestSoFar(settings.run, tmp_path, Journal(tmp_path / "best.json", 100.0), None)
+    search = searching._Search(settings, so_far)
+    search.validating = SEEN
+    tried: list[str] = []
+
+    def no_time(self: HeldOut, candidate: Candidate, report: Any) -> Any:
+        tried.append(candidate.networks[0].model)
+        raise TimeIsUp
+
+    monkeypatch.setattr(HeldOut, "trial", no_time)
+    for _ in range(2):
+        search._tune(Network(MODELS["first"]), 60.0)
+    assert len(runs) == 1 and tried == [str(tuned)] * 2
 
 
 def test_a_fine_tuning_that_sees_too_few_images_is_not_tried(

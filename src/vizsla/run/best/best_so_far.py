@@ -60,16 +60,20 @@ class BestSoFar:
         self._entered: set[str] = set()  # journal keys of the candidates that were entered
         self.test_images = 0
         self.finishing = FINISHING  # seconds that a complete run takes once its vectors are there
+        self._kept_back = 0.0  # seconds, of a step: to make a complete run of what it tries
 
     @property
     def report(self) -> Report:
-        """Stops a step when only the time is left that a complete run of the best so far needs."""
-        return self.journal.guarded(self.progress, self.journal.budget - self.reserve())
+        """Stops a step when only the time is left that a complete run needs: of the best so far, or
+        of what is tried."""
+        kept_back = max(self._kept_back, self.reserve())
+        return self.journal.guarded(self.progress, self.journal.budget - kept_back)
 
     def reserve(self, candidate: Candidate | None = None) -> float:
-        """Seconds that it takes to make a complete run of a candidate; by default of the best."""
+        """Seconds that it takes to make a complete run of a candidate; by default of the best,
+        which may be one already."""
         if candidate is None:
-            if self.best is None:
+            if self.best is None or self._is_complete(self.best.candidate):
                 return 0.0
             candidate = self.best.candidate
         new = [one for one in candidate.networks if not self._has_run(one)]
@@ -91,11 +95,13 @@ class BestSoFar:
         what: Candidate | Callable[[], Candidate],
         *,
         needs: float = 0.0,
+        like: Candidate | None = None,
     ) -> Candidate | None:
         """Tries a candidate, records it, and keeps it if it is better. None: it failed, or there
         was no time.
 
-        needs: seconds that it takes at least; with less left it is skipped.
+        needs: seconds that it takes at least; with less left it is skipped. like: takes as long to
+        be made a complete run as what `what` will find.
         """
         key = f"{stage}: {name}"
         if key in self.journal.known:
@@ -109,8 +115,10 @@ class BestSoFar:
                 self._enter(Tried(candidate, self.held.trial(candidate, report)), found["kept"])
             return candidate
         known = what if isinstance(what, Candidate) else None
-        if self.journal.left() - self.reserve(known) < needs:
-            budget = self.journal.spent() + self.reserve(known) + needs
+        made = known or like
+        kept_back = max(self.reserve(), self.reserve(made) if made else 0.0)
+        if self.journal.left() - kept_back < needs:
+            budget = self.journal.spent() + kept_back + needs
             self._skip(Step(stage, name, verdict=NO_TIME, needs=round(budget, 1)))
             return None
         if not self.journal.begin(key):
@@ -119,6 +127,7 @@ class BestSoFar:
             return None
         # the first step includes the first complete run
         started = self.journal.spent() if self.first else 0.0
+        self._kept_back = kept_back
         try:
             candidate = what if isinstance(what, Candidate) else what()
             trial = self.held.trial(candidate, self.report)
@@ -132,6 +141,8 @@ class BestSoFar:
             log.warning("%s %s failed: %s", stage, name, reason)
             self.journal.end(key, Step(stage, name, verdict=f"failed: {reason}"[:120]))
             return None
+        finally:
+            self._kept_back = 0.0
         tried = Tried(candidate, trial)
         kept = self._is_kept(tried)
         steps = " + ".join(step.name for step in parse_chain(candidate.chain).steps)
@@ -212,10 +223,12 @@ class BestSoFar:
         """Makes a complete run of the best so far, unless it is one."""
         assert self.best is not None
         candidate = self.best.candidate
+        if self._is_complete(candidate):
+            return
         if self.journal.best:
             known = Candidate.of(self.journal.best["candidate"])
             report = self.journal.guarded(self.progress, math.inf)
-            if known == candidate or self.held.trial(known, report).value > self.best.trial.value:
+            if self.held.trial(known, report).value > self.best.trial.value:
                 return  # a search that continues may first come to something worse
         started = self.journal.spent()
         known_parts = self.reserve() - self.finishing
@@ -234,6 +247,11 @@ class BestSoFar:
         self.finishing = max(self.finishing, 1.2 * taken)
         self._record_validation(done, self.best.trial)
         self._set_best_run(candidate, done)
+
+    def _is_complete(self, candidate: Candidate) -> bool:
+        """Whether it is the best complete run."""
+        best = self.journal.best
+        return best is not None and Candidate.of(best["candidate"]) == candidate
 
     def _record_validation(self, done: Run | None, trial: Trial) -> None:
         """Writes the values of a trial into its run's result file, for `compare`."""

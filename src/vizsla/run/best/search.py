@@ -41,7 +41,7 @@ from vizsla.run.config import DOMAINS, RunConfig
 from vizsla.run.inputs import folders_of
 from vizsla.run.pipeline import run
 from vizsla.run.validate_on import before_training, keep_assigned_domains
-from vizsla.workspace import Run
+from vizsla.workspace import Run, is_run
 
 log = logging.getLogger("vizsla.run")
 
@@ -62,6 +62,7 @@ CHAIN_DRAWS = 4  # on which a chain is chosen, unless there is time for all
 CHOOSING_SHARE = 0.1  # of the time left that choosing a chain on all draws may take
 THOROUGH = 1200.0  # from here two networks are fine-tuned, after image size and views, and `verify`
 LEAST_TUNING = 60.0  # seconds
+TUNING_MARGIN = 0.02  # of the budget, kept free for what takes longer than expected
 LEAST_PASSES = 2  # through the training images: a shorter fine-tuning gains nothing
 PLAN = "plan "  # before a network, the journal's key of the seconds that its training may take
 PASSES = 4  # through the training images that a fine-tuning should have time for
@@ -397,7 +398,7 @@ class _Search:
             found = None
             if not quickly or earlier == "none":
                 found = self.so_far.attempt(
-                    "chain", f"chain after {plain}", choose, needs=1.2 * self.choosing
+                    "chain", f"chain after {plain}", choose, needs=1.2 * self.choosing, like=plain
                 )
             if found is not None:
                 self.choosing = max(self.choosing, self.journal.spent() - started)
@@ -424,8 +425,8 @@ class _Search:
                 return best
 
             with_head = dataclasses.replace(joined, head="?")
-            needs += max(0.0, self.so_far.reserve(with_head) - self.so_far.reserve())
-            if self.so_far.attempt("head", f"head after {joined}", best_head, needs=needs):
+            name = f"head after {joined}"
+            if self.so_far.attempt("head", name, best_head, needs=needs, like=with_head):
                 self.so_far.complete()
                 return
 
@@ -464,16 +465,18 @@ class _Search:
     def _fine_tune(self, count: int) -> None:
         """Fine-tunes the most promising networks with the time that is left, in `count` equal
         parts; what is left after these, perhaps since more time was given, goes to further ones."""
+        assert self.so_far.plain is not None
+        plain = self.so_far.plain.candidate  # beside which a tuned network may be best
         for i in itertools.count():
-            left = self.journal.left() - self.so_far.reserve() - 1.2 * self.choosing
+            left = self.journal.left() - self.so_far.reserve(plain) - 1.2 * self.choosing
             seconds = left / max(1, count - i)
             network = self._next_to_tune(seconds, i)
             if network is None:
                 return
             plan = f"{PLAN}{network}"
             if plan not in self.journal.known:
-                seconds -= LOADING + self.so_far.seconds(network, self._ranked)
-                seconds -= self.so_far.finishing
+                seconds -= 2 * LOADING + self.so_far.seconds(network, self._ranked)
+                seconds -= self.so_far.finishing + TUNING_MARGIN * self.config.budget
                 if i == 0 and count > 1:  # then a head is fitted to this and the other networks
                     seconds -= self.so_far.seconds(network, len(self.held.others))
                     seconds -= 2 * FITTING * self.held.fitting
@@ -511,16 +514,20 @@ class _Search:
         last, full = TUNED
         kind = full if self.held.compute(network).kind == "cuda" else last
 
-        def tune() -> Candidate:
-            until = OVERRUN * self.config.budget
-            tuning = {**self.validating, "finetune": kind, "budget": seconds}
-            config = self.so_far.config_of(network, tuning=tuning, validating=None)
-            self.held.forget(network)
-            done = run(config, self.journal.guarded(self.so_far.progress, until))
-            name = f"{network} {kind}"
-            return Candidate((Network(str(done.run.folder.absolute()), name=name),))
+        name = f"{network} {kind}"
+        tuned = f"tuned {name}"  # in the journal, so that it is not tuned again
 
-        self.so_far.attempt("fine-tuned", f"{network} {kind}", tune)
+        def tune() -> Candidate:
+            if not is_run(self.journal.known.get(tuned, "")):
+                until = OVERRUN * self.config.budget
+                tuning = {**self.validating, "finetune": kind, "budget": seconds}
+                config = self.so_far.config_of(network, tuning=tuning, validating=None)
+                self.held.forget(network)
+                done = run(config, self.journal.guarded(self.so_far.progress, until))
+                self.journal.known[tuned] = str(done.run.folder.absolute())
+            return Candidate((Network(self.journal.known[tuned], name=name),))
+
+        self.so_far.attempt("fine-tuned", name, tune)
 
     def _most_promising(self, count: int, *, tuned: bool = True) -> list[Network]:
         """The best networks alone, each as it is best: larger, mirrored or tuned. Without tuned
