@@ -213,6 +213,28 @@ def test_time_is_kept_for_what_is_tried_and_not_for_a_complete_run(
     ]
 
 
+def test_a_tuned_network_is_joined_and_re_ranked_before_larger_images(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = Network(str(shutil.copytree(MODELS["second"], tmp_path / "tuned")), name="second last")
+    at_larger: list[str] = []
+
+    def fine_tune(self: searching._Search, count: int) -> None:
+        self.so_far.attempt("fine-tuned", str(tuned), Candidate((tuned,)))
+
+    def larger(self: searching._Search) -> None:
+        at_larger.extend(step.stage for step in self.journal.steps)
+
+    monkeypatch.setattr(searching._Search, "_fine_tune", fine_tune)
+    monkeypatch.setattr(searching._Search, "_try_larger_and_mirrored", larger)
+    alone = Candidate((tuned,))
+    monkeypatch.setattr(BestSoFar, "_is_kept", lambda self, tried: tried.candidate != alone)
+    found = best(config(tinted, tmp_path))
+    assert at_larger[at_larger.index("fine-tuned") :] == ["fine-tuned", "joined", "chain"]
+    assert found.candidate.beside_head == (tuned,) and found.candidate.chain != "none"
+    require_complete(found.run)
+
+
 def test_a_network_that_was_tuned_is_not_tuned_again(
     tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

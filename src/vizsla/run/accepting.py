@@ -109,9 +109,10 @@ class ClosedForm:
 
     @staticmethod
     def of(embedder: Embedder, config: RunConfig) -> "ClosedForm | None":
-        """That of an embedder whose training held out whole classes, else None."""
+        """That of an embedder of whole images whose training held out whole classes, else None."""
         kept = (embedder.origin.training or {}).get("kept")
-        if kept not in FUSION_WHITENINGS or config.training.validate_on != NEW:
+        is_new = config.training.validate_on == NEW
+        if kept not in FUSION_WHITENINGS or not is_new or embedder.tiles is not None:
             return None
         return ClosedForm(kept, embedder.model_id)
 

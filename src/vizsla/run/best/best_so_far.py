@@ -59,7 +59,7 @@ class BestSoFar:
         self.skipped: list[Step] = []
         self._entered: set[str] = set()  # journal keys of the candidates that were entered
         self.test_images = 0
-        self.finishing = FINISHING  # seconds that a complete run takes once its vectors are there
+        self.run_seconds = FINISHING  # seconds that a complete run takes once its vectors are there
         self._kept_back = 0.0  # seconds, of a step: to make a complete run of what it tries
 
     @property
@@ -81,8 +81,8 @@ class BestSoFar:
         if candidate.head != "none":
             rest = self.held.not_embedded
             seconds += sum(LOADING + self.seconds(one, rest) for one in candidate.projected)
-            seconds += FITTING * self.held.fitting
-        return self.finishing + seconds
+            seconds += FITTING * self.held.head_seconds
+        return self.run_seconds + seconds
 
     def seconds(self, network: Network, images: int) -> float:
         """Seconds that it takes to embed so many images, as far as is known."""
@@ -231,7 +231,7 @@ class BestSoFar:
             if self.held.trial(known, report).value > self.best.trial.value:
                 return  # a search that continues may first come to something worse
         started = self.journal.spent()
-        known_parts = self.reserve() - self.finishing
+        known_parts = self.reserve() - self.run_seconds
         report = self.journal.guarded(self.progress, OVERRUN * self.journal.budget)
         try:
             done = self._run_of_candidate(candidate, report)
@@ -244,7 +244,7 @@ class BestSoFar:
             log.warning("no run of %s, so that an earlier one is the best: %s", candidate, error)
             return
         taken = self.journal.spent() - started - known_parts
-        self.finishing = max(self.finishing, 1.2 * taken)
+        self.run_seconds = max(self.run_seconds, 1.2 * taken)
         self._record_validation(done, self.best.trial)
         self._set_best_run(candidate, done)
 

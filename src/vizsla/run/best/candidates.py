@@ -152,7 +152,7 @@ class HeldOut:
 
     config: as trainings hold images out, so that these are new to tuned networks too. others: the
     training images that are not held out. seconds_per_image: by the key of each network that has
-    embedded images. fitting: seconds that the heads of joined vectors took.
+    embedded images. head_seconds: seconds that the heads of joined vectors took.
     """
 
     config: TuneConfig
@@ -164,7 +164,8 @@ class HeldOut:
     def __init__(self, shared: RunConfig, data: DataFolders, folder: Path) -> None:
         self.shared, self.data, self.folder = shared, data, folder
         self.seconds_per_image: dict[str, float] = {}
-        self.fitting = 0.0
+        self._timed_on: dict[str, int] = {}  # by the key of each network, how many images
+        self.head_seconds = 0.0
         self._heads: dict[Candidate, AnyProjection] = {}
         self._runtimes: dict[str, Runtime] = {}
         self._computes: dict[str, Compute] = {}
@@ -232,7 +233,9 @@ class HeldOut:
             progress=lambda done, total: report(f"embedding {network}", done, total),
         )  # fmt: skip
         taken = (time.monotonic() - started) / max(1, len(images))
-        self.seconds_per_image[network.key] = max(taken, self.seconds_per_image.get(network.key, 0))
+        if len(images) >= self._timed_on.get(network.key, 0):  # few images say little
+            self._timed_on[network.key] = len(images)
+            self.seconds_per_image[network.key] = taken
         return vectors
 
     def vectors(self, candidate: Candidate, report: Report) -> Embeddings:
@@ -288,7 +291,7 @@ class HeldOut:
             if only in (None, name):
                 found.append(dataclasses.replace(candidate, head=name, chain="none"))
                 self._heads[found[-1].of_head] = make()
-        self.fitting = max(self.fitting, time.monotonic() - started)
+        self.head_seconds = max(self.head_seconds, time.monotonic() - started)
         return found
 
     # ── values ───────────────────────────────────────────────────────────────────────────────────

@@ -152,7 +152,7 @@ class _Search:
     def __init__(self, config: BestConfig, so_far: BestSoFar) -> None:
         self.config, self.so_far = config, so_far
         self.held, self.journal = so_far.held, so_far.journal
-        self.choosing = 0.0  # seconds that the choice of a chain has taken
+        self.chain_seconds = 0.0  # seconds that the choice of a chain has taken
         self.held_out = ""  # what images the choices were made on, in words
 
     def all_steps(self) -> None:
@@ -182,13 +182,15 @@ class _Search:
         if is_thorough:
             self._try_larger_and_mirrored()
         self._fine_tune(2 if is_thorough else 1)
-        if "fine-tuned" in self._stages:
+        is_tuned = "fine-tuned" in self._stages
+        if is_tuned:
             self._join_tuned()
+            self._chain()
         if not is_thorough:  # with what time is left
             self._try_larger_and_mirrored()
-        if {"image size", "views", "fine-tuned"} & self._stages:
+        if {"image size", "views"} & self._stages:
             self._join()
-            if is_thorough or "fine-tuned" not in self._stages:  # of tuned vectors it rarely gains
+            if is_thorough or not is_tuned:  # of tuned vectors it rarely gains
                 self._head()
             self._chain()
 
@@ -279,13 +281,18 @@ class _Search:
         """Number of images that a model embeds if it is tried and becomes the best."""
         return self.so_far.test_images + len(self.held.drawn.images)
 
+    @property
+    def _seconds_of_heads(self) -> float:
+        """To choose one, and to fit it once more for a complete run."""
+        return 2 * FITTING * self.held.head_seconds
+
     def _try_slower(self, networks: Sequence[Network]) -> bool:
         """Tries those for which there also is time to fit a head and choose a chain afterwards;
         whether there were any."""
         rest = len(self.held.others) + self.held.not_embedded  # for a head and its complete run
-        later, tried = self.choosing, False
+        later, tried = self.chain_seconds, False
         for network in networks:
-            head = LOADING + self.so_far.seconds(network, rest) + 2 * FITTING * self.held.fitting
+            head = LOADING + self.so_far.seconds(network, rest) + self._seconds_of_heads
             needs = self.so_far.seconds(network, len(self.held.drawn.images)) + head + later
             candidate = Candidate((network,))
             if self.so_far.attempt("frozen", str(network), candidate, needs=needs):
@@ -387,7 +394,7 @@ class _Search:
         started = self.journal.spent()
 
         def choose() -> Candidate:
-            on_all = DRAWS / CHAIN_DRAWS * self.choosing  # seconds; unknown for the first chain
+            on_all = DRAWS / CHAIN_DRAWS * self.chain_seconds  # unknown for the first chain
             is_affordable = 0 < on_all < CHOOSING_SHARE * self.journal.left()
             few = None if is_affordable else CHAIN_DRAWS
             verify = self.config.budget >= THOROUGH and len(plain.networks) == 1
@@ -397,14 +404,13 @@ class _Search:
         if self.so_far.shared.refine_uses != "nothing":
             found = None
             if not quickly or earlier == "none":
-                found = self.so_far.attempt(
-                    "chain", f"chain after {plain}", choose, needs=1.2 * self.choosing, like=plain
-                )
+                name, needs = f"chain after {plain}", 1.2 * self.chain_seconds
+                found = self.so_far.attempt("chain", name, choose, needs=needs, like=plain)
             if found is not None:
-                self.choosing = max(self.choosing, self.journal.spent() - started)
+                self.chain_seconds = max(self.chain_seconds, self.journal.spent() - started)
             elif (once := dataclasses.replace(plain, chain=earlier)) != self.so_far.best.candidate:
                 # to try one takes a small part of the time of choosing
-                self.so_far.attempt("chain", str(once), once, needs=self.choosing / 4)
+                self.so_far.attempt("chain", str(once), once, needs=self.chain_seconds / 4)
         self.so_far.complete()
 
     def _head(self) -> None:
@@ -438,14 +444,17 @@ class _Search:
         return is_seen and seconds < EARLY_HEAD_SHARE * self.config.budget
 
     def _join_tuned(self) -> None:
-        """Joins the best head of joined vectors with a tuned network. A head is not fitted to that
-        one's vectors: it would overfit to those of images that the network was trained on."""
+        """Joins the best head of joined vectors with a tuned network; without a head, networks. A
+        head is not fitted to a tuned one's vectors: it would overfit to those of images that the
+        network was trained on."""
         assert self.so_far.plain is not None
         plain = self.so_far.plain.candidate
         tuned = [
             network for network in self._most_promising(len(self.so_far.singles))
             if network.name.endswith(TUNED) and network not in plain.networks
         ]  # fmt: skip
+        if plain.head == "none":
+            self._join()
         if plain.head == "none" or plain.beside or not tuned:
             return
         networks = (*plain.networks, tuned[0])
@@ -468,7 +477,7 @@ class _Search:
         assert self.so_far.plain is not None
         plain = self.so_far.plain.candidate  # beside which a tuned network may be best
         for i in itertools.count():
-            left = self.journal.left() - self.so_far.reserve(plain) - 1.2 * self.choosing
+            left = self.journal.left() - self.so_far.reserve(plain) - 1.2 * self.chain_seconds
             seconds = left / max(1, count - i)
             network = self._next_to_tune(seconds, i)
             if network is None:
@@ -476,10 +485,10 @@ class _Search:
             plan = f"{PLAN}{network}"
             if plan not in self.journal.known:
                 seconds -= 2 * LOADING + self.so_far.seconds(network, self._ranked)
-                seconds -= self.so_far.finishing + TUNING_MARGIN * self.config.budget
+                seconds -= self.so_far.run_seconds + TUNING_MARGIN * self.config.budget
                 if i == 0 and count > 1:  # then a head is fitted to this and the other networks
                     seconds -= self.so_far.seconds(network, len(self.held.others))
-                    seconds -= 2 * FITTING * self.held.fitting
+                    seconds -= self._seconds_of_heads
                 least = max(LEAST_TUNING, LEAST_PASSES * self._pass_seconds(network))
                 if seconds < least:
                     budget = self.config.budget + max(1, count - i) * (least - seconds)
