@@ -22,6 +22,7 @@ IN_WORDS = {
     "frozen": "the model", "joined": "joining", "head": "a head for", "chain": "re-ranking by",
     "image size": "larger images of", "views": "mirrored images of", "fine-tuned": "fine-tuning",
 }  # fmt: skip
+SHORT = {"image size": "size", "fine-tuned": "tuned"}  # stages in the table, so that names fit
 GAIN = (
     "gain: in what is optimised (the mean of top-1 and mAP, unless --optimise says otherwise), "
     "over the best earlier step without re-ranking, ± its standard error; models as they "
@@ -166,7 +167,7 @@ def steps_table(steps: list[Step]) -> Table:
     time."""
     columns = ["step", "what", "top-1", "mAP", "gain", "time", "verdict"]
     rows = [
-        [step.stage, step.name, step.top1, step.map,
+        [SHORT.get(step.stage, step.stage), step.name, step.top1, step.map,
          None if step.gain is None else f"{step.gain:+.3f} ± {step.error:.3f}",
          f"{step.seconds:.0f} s" if step.value is not None else None, step.verdict]
         for step in steps

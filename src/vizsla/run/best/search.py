@@ -63,10 +63,10 @@ CHOOSING_SHARE = 0.1  # of the time left that choosing a chain on all draws may 
 THOROUGH = 1200.0  # from here two networks are fine-tuned, after image size and views, and `verify`
 LEAST_TUNING = 60.0  # seconds
 TUNING_MARGIN = 0.02  # of the budget, kept free for what takes longer than expected
-LEAST_PASSES = 2  # through the training images: a shorter fine-tuning gains nothing
+LEAST_PASSES = 1  # through the training images: a shorter fine-tuning is not tried
 PLAN = "plan "  # before a network, the journal's key of the seconds that its training may take
-PASSES = 4  # through the training images that a fine-tuning should have time for
-TRAINING_COST = 2  # training on an image takes as long as embedding two, with most blocks frozen
+PASSES = 2  # through the training images that a fine-tuning should have time for
+TRAINING_COST = 4  # training on an image takes as long as embedding so many, on a CPU without bf16
 
 
 @dataclass(frozen=True)
