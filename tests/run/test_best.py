@@ -184,7 +184,7 @@ def test_a_head_takes_the_networks_that_there_is_time_for(
     assert without_time(late) == "no time for: head after a + b + c"
 
 
-def test_time_is_kept_for_what_is_tried_and_not_for_a_complete_run(
+def test_time_is_kept_for_what_is_tried_but_not_where_the_run_is_complete(
     tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (Candidate((Network(folder),)) for folder in MODELS.values())
@@ -201,7 +201,7 @@ def test_time_is_kept_for_what_is_tried_and_not_for_a_complete_run(
     found: list[str] = []
 
     def what() -> Candidate:
-        so_far.report("working", 1, 2)  # has the whole budget, unless something is kept back
+        so_far.report("working", 1, 2)  # stops the step if time is kept back
         found.append("tried")
         return second
 
@@ -435,12 +435,26 @@ def test_what_stops_the_whole_command_twice_is_left_out(tmp_path: Path) -> None:
     assert Journal.open(tmp_path, 10.0).begin("frozen: b")
 
 
+def test_a_first_model_that_takes_the_whole_budget_is_the_result(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Journal, "spent", lambda self: 50.0 * (self.best is not None))
+    found = best(config(tinted, tmp_path, budget=40.0))
+    require_complete(found.run)
+    assert not found.steps and found.candidate == Candidate((Network(MODELS["first"]),))
+    words = " ".join(found.text().split())
+    assert "it took the whole budget; with --budget 2m others would be compared with it" in words
+    monkeypatch.setattr(Journal, "spent", lambda self: 0.0)
+    again = best(dataclasses.replace(config(tinted, tmp_path), budget=120.0))
+    assert "head" in {step.stage for step in again.steps}
+
+
 def test_without_time_only_the_first_model_is_run(
     tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Journal, "spent", lambda self: 50.0 * (self.best is not None))
     stages: list[str] = []
-    found = best(config(tinted, tmp_path, budget=40.0), lambda stage, *_: stages.append(stage))
+    found = best(config(tinted, tmp_path, budget=49.0), lambda stage, *_: stages.append(stage))
     require_complete(found.run)
     (name,) = {stage for stage in stages if stage.startswith("loading ")}
     assert stages.index(name) < stages.index(name.replace("loading", "embedding"))

@@ -60,20 +60,20 @@ class BestSoFar:
         self._entered: set[str] = set()  # journal keys of the candidates that were entered
         self.test_images = 0
         self.run_seconds = FINISHING  # seconds that a complete run takes once its vectors are there
-        self._kept_back = 0.0  # seconds, of a step: to make a complete run of what it tries
+        self._kept_back = 0.0  # seconds that the current step must leave for a complete run
 
     @property
     def report(self) -> Report:
-        """Stops a step when only the time is left that a complete run needs: of the best so far, or
-        of what is tried."""
+        """Stops a step when only the time is left that a complete run takes: of the best so far, or
+        of what is tried, if that takes longer."""
         kept_back = max(self._kept_back, self.reserve())
         return self.journal.guarded(self.progress, self.journal.budget - kept_back)
 
     def reserve(self, candidate: Candidate | None = None) -> float:
-        """Seconds that it takes to make a complete run of a candidate; by default of the best,
-        which may be one already."""
+        """Seconds that it takes to make a complete run of a candidate; by default of the best, 0 if
+        there is one."""
         if candidate is None:
-            if self.best is None or self._is_complete(self.best.candidate):
+            if self.best is None or self._is_best_run(self.best.candidate):
                 return 0.0
             candidate = self.best.candidate
         new = [one for one in candidate.networks if not self._has_run(one)]
@@ -100,8 +100,8 @@ class BestSoFar:
         """Tries a candidate, records it, and keeps it if it is better. None: it failed, or there
         was no time.
 
-        needs: seconds that it takes at least; with less left it is skipped. like: takes as long to
-        be made a complete run as what `what` will find.
+        needs: seconds that it takes at least; with less left it is skipped. like: a candidate whose
+        complete run takes as long as that of the one which the function `what` returns.
         """
         key = f"{stage}: {name}"
         if key in self.journal.known:
@@ -115,8 +115,8 @@ class BestSoFar:
                 self._enter(Tried(candidate, self.held.trial(candidate, report)), found["kept"])
             return candidate
         known = what if isinstance(what, Candidate) else None
-        made = known or like
-        kept_back = max(self.reserve(), self.reserve(made) if made else 0.0)
+        expected = known or like
+        kept_back = max(self.reserve(), self.reserve(expected) if expected else 0.0)
         if self.journal.left() - kept_back < needs:
             budget = self.journal.spent() + kept_back + needs
             self._skip(Step(stage, name, verdict=NO_TIME, needs=round(budget, 1)))
@@ -223,7 +223,7 @@ class BestSoFar:
         """Makes a complete run of the best so far, unless it is one."""
         assert self.best is not None
         candidate = self.best.candidate
-        if self._is_complete(candidate):
+        if self._is_best_run(candidate):
             return
         if self.journal.best:
             known = Candidate.of(self.journal.best["candidate"])
@@ -248,8 +248,8 @@ class BestSoFar:
         self._record_validation(done, self.best.trial)
         self._set_best_run(candidate, done)
 
-    def _is_complete(self, candidate: Candidate) -> bool:
-        """Whether it is the best complete run."""
+    def _is_best_run(self, candidate: Candidate) -> bool:
+        """Whether the best complete run is of this candidate."""
         best = self.journal.best
         return best is not None and Candidate.of(best["candidate"]) == candidate
 

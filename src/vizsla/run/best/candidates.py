@@ -164,7 +164,7 @@ class HeldOut:
     def __init__(self, shared: RunConfig, data: DataFolders, folder: Path) -> None:
         self.shared, self.data, self.folder = shared, data, folder
         self.seconds_per_image: dict[str, float] = {}
-        self._timed_on: dict[str, int] = {}  # by the key of each network, how many images
+        self._embedded: dict[str, set[str]] = {}  # key of a network → the images it has embedded
         self.head_seconds = 0.0
         self._heads: dict[Candidate, AnyProjection] = {}
         self._runtimes: dict[str, Runtime] = {}
@@ -226,16 +226,17 @@ class HeldOut:
             runtime = self.runtime(network)
             if network.key not in self.seconds_per_image:
                 runtime.submit(runtime.blank_batch()).result()  # its start is not counted
+        before = self._embedded.setdefault(network.key, set())
+        new = set(images.ids) - before  # the others come from the cache
         started = time.monotonic()
         vectors = embed(
             images, runtime.embedder, out, runtime=runtime, cache=self.shared.cache,
             max_pixels=self.shared.max_pixels,
             progress=lambda done, total: report(f"embedding {network}", done, total),
         )  # fmt: skip
-        taken = (time.monotonic() - started) / max(1, len(images))
-        if len(images) >= self._timed_on.get(network.key, 0):  # few images say little
-            self._timed_on[network.key] = len(images)
-            self.seconds_per_image[network.key] = taken
+        if len(new) >= max(1, len(before)):  # of few images the time is imprecise
+            self.seconds_per_image[network.key] = (time.monotonic() - started) / len(new)
+        before |= new
         return vectors
 
     def vectors(self, candidate: Candidate, report: Report) -> Embeddings:

@@ -62,9 +62,10 @@ CHAIN_DRAWS = 4  # on which a chain is chosen, unless there is time for all
 CHOOSING_SHARE = 0.1  # of the time left that choosing a chain on all draws may take
 THOROUGH = 1200.0  # from here two networks are fine-tuned, after image size and views, and `verify`
 LEAST_TUNING = 60.0  # seconds
-TUNING_MARGIN = 0.02  # of the budget, kept free for what takes longer than expected
+TUNING_MARGIN = 0.02  # of the budget, kept back since a fine-tuning may take longer than planned
 LEAST_PASSES = 1  # through the training images: a shorter fine-tuning is not tried
 PLAN = "plan "  # before a network, the journal's key of the seconds that its training may take
+TUNED_RUN = "tuned "  # before its name, the journal's key of the run that tuned it
 PASSES = 2  # through the training images that a fine-tuning should have time for
 TRAINING_COST = 4  # training on an image takes as long as embedding so many, on a CPU without bf16
 
@@ -152,7 +153,7 @@ class _Search:
     def __init__(self, config: BestConfig, so_far: BestSoFar) -> None:
         self.config, self.so_far = config, so_far
         self.held, self.journal = so_far.held, so_far.journal
-        self.chain_seconds = 0.0  # seconds that the choice of a chain has taken
+        self.chain_seconds = 0.0  # of the slowest choice of a chain so far
         self.held_out = ""  # what images the choices were made on, in words
 
     def all_steps(self) -> None:
@@ -164,6 +165,13 @@ class _Search:
             if self.journal.best is None:
                 raise
             self.held_out = str(error)
+            return
+        except TimeIsUp:
+            minutes = math.ceil(2 * self.journal.spent() / 60)
+            self.held_out = (
+                f"it took the whole budget; with --budget {minutes}m others would be compared with "
+                "it"
+            )
             return
         self.held_out = self.held.on.description()
         if self._head_gains_early(networks[0]):
@@ -188,7 +196,7 @@ class _Search:
             self._chain()
         if not is_thorough:  # with what time is left
             self._try_larger_and_mirrored()
-        if {"image size", "views"} & self._stages:
+        if {"image size", "views"} & self._stages or (is_thorough and is_tuned):
             self._join()
             if is_thorough or not is_tuned:  # of tuned vectors it rarely gains
                 self._head()
@@ -223,6 +231,7 @@ class _Search:
                 f"models, training and re-ranking are chosen on labelled images, and there are "
                 f"none in {self.config.run.data}/training/<class>/"
             )
+        report = self.journal.guarded(self.so_far.progress, OVERRUN * self.config.budget)
         self._imitate_test_part(first, done, report)
         self.so_far.test_images = sum(map(len, vectors))
         splitting = TuneConfig.from_options({**self.validating, "draws": DRAWS})
@@ -283,7 +292,7 @@ class _Search:
 
     @property
     def _seconds_of_heads(self) -> float:
-        """To choose one, and to fit it once more for a complete run."""
+        """To fit all once to choose one, and that one once more for a complete run."""
         return 2 * FITTING * self.held.head_seconds
 
     def _try_slower(self, networks: Sequence[Network]) -> bool:
@@ -444,9 +453,9 @@ class _Search:
         return is_seen and seconds < EARLY_HEAD_SHARE * self.config.budget
 
     def _join_tuned(self) -> None:
-        """Joins the best head of joined vectors with a tuned network; without a head, networks. A
-        head is not fitted to a tuned one's vectors: it would overfit to those of images that the
-        network was trained on."""
+        """Joins the vectors of a tuned network with those of the best head; without a head, joins
+        networks. No head is fitted to a tuned network alone in a short time: it would overfit to
+        images that the network was trained on."""
         assert self.so_far.plain is not None
         plain = self.so_far.plain.candidate
         tuned = [
@@ -455,7 +464,8 @@ class _Search:
         ]  # fmt: skip
         if plain.head == "none":
             self._join()
-        if plain.head == "none" or plain.beside or not tuned:
+            return
+        if plain.beside or not tuned:
             return
         networks = (*plain.networks, tuned[0])
         found = [
@@ -469,13 +479,13 @@ class _Search:
         def best_share() -> Candidate:
             return max(found, key=lambda one: self.held.trial(one, self.so_far.report).value)
 
-        self.so_far.attempt("joined", f"{plain} beside {tuned[0]}", best_share)
+        self.so_far.attempt("joined", f"{plain} beside {tuned[0]}", best_share, like=found[0])
 
     def _fine_tune(self, count: int) -> None:
         """Fine-tunes the most promising networks with the time that is left, in `count` equal
         parts; what is left after these, perhaps since more time was given, goes to further ones."""
         assert self.so_far.plain is not None
-        plain = self.so_far.plain.candidate  # beside which a tuned network may be best
+        plain = self.so_far.plain.candidate  # what a tuned network may be joined with
         for i in itertools.count():
             left = self.journal.left() - self.so_far.reserve(plain) - 1.2 * self.chain_seconds
             seconds = left / max(1, count - i)
@@ -491,7 +501,8 @@ class _Search:
                     seconds -= self._seconds_of_heads
                 least = max(LEAST_TUNING, LEAST_PASSES * self._pass_seconds(network))
                 if seconds < least:
-                    budget = self.config.budget + max(1, count - i) * (least - seconds)
+                    missing = max(1, count - i) * (least - seconds)
+                    budget = self.config.budget + missing / (1 - TUNING_MARGIN)
                     skipped = Step(
                         "fine-tuned", str(network), verdict=NO_TIME, needs=round(budget, 1)
                     )
@@ -524,17 +535,18 @@ class _Search:
         kind = full if self.held.compute(network).kind == "cuda" else last
 
         name = f"{network} {kind}"
-        tuned = f"tuned {name}"  # in the journal, so that it is not tuned again
+        run_key = f"{TUNED_RUN}{name}"
 
         def tune() -> Candidate:
-            if not is_run(self.journal.known.get(tuned, "")):
+            if not is_run(self.journal.known.get(run_key, "")):
                 until = OVERRUN * self.config.budget
                 tuning = {**self.validating, "finetune": kind, "budget": seconds}
                 config = self.so_far.config_of(network, tuning=tuning, validating=None)
                 self.held.forget(network)
                 done = run(config, self.journal.guarded(self.so_far.progress, until))
-                self.journal.known[tuned] = str(done.run.folder.absolute())
-            return Candidate((Network(self.journal.known[tuned], name=name),))
+                self.journal.known[run_key] = str(done.run.folder.absolute())
+                self.journal.save()
+            return Candidate((Network(self.journal.known[run_key], name=name),))
 
         self.so_far.attempt("fine-tuned", name, tune)
 
