@@ -92,7 +92,7 @@ class Bench:
             return load_embedder(ModelChoice())
         if model == "mobilenetv2":
             return load_embedder(ModelChoice(model=model, weights=self.weights, pooling="gap"))
-        out = self.cache / "tuned-training"
+        out = self.cache / "tuned-for-new-classes"
         if not (out / "embedder").is_dir():
             train(RunConfig(data=str(self.folder), tuning=TUNING), out)
         return Embedder.load(out / "embedder")
@@ -112,15 +112,19 @@ class Bench:
         data = replace(self.data, training=self.training.subset(kept))
         config = RunConfig(data=str(self.folder), tuning=TUNING)
         is_tuned = "tuned" in models
-        closed_form = ClosedForm.of(self.embedder("tuned"), config) if is_tuned else None
-        if closed_form is not None:  # lite0 with a projection
-            models = ["lite0"]
-        vectors = [self.embedded(model, "training") for model in models]
+        closed_form = None
+        if is_tuned:
+            frozen = partial(self.vectors_of, model="lite0")
+            closed_form = ClosedForm.of(self.embedder("tuned"), config, frozen)
+            assert closed_form is not None or self.without is None  # it saw the class left out
         return learn_calibration(
-            config, data, self.target,
-            [lambda images, of=of: of.of_images(images.ids) for of in vectors],
+            config, data, self.target, [partial(self.vectors_of, model=model) for model in models],
             tuned=is_tuned, sure=SURES[0], rank=rank, closed_form=closed_form,
         )  # fmt: skip
+
+    def vectors_of(self, images: ImageSet, model: str) -> Embeddings:
+        """Of these training images."""
+        return self.embedded(model, "training").of_images(images.ids)
 
     def judged(self, models: Sequence[str], rank: Rank, draws: int) -> list[tuple[Ranking, Truth]]:
         """The test part ranked, each time without other classes in the gallery."""

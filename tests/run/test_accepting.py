@@ -17,13 +17,15 @@ import vizsla
 from vizsla import storage
 from vizsla.cli.main import app
 from vizsla.data.data_folders import open_data
+from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, StorageError, UsageError
+from vizsla.model.embedder import Embedder
 from vizsla.model.projection import AnyProjection
 from vizsla.options import GalleryOptions
 from vizsla.run import accepting, finished_run, fused_runs, pipeline, several_models
-from vizsla.run.accepting import CALIBRATION, Accept
+from vizsla.run.accepting import CALIBRATION, Accept, ClosedForm
 from vizsla.run.config import RunConfig, recorded_config
 from vizsla.run.finish import RunResult
 from vizsla.run.fused_runs import FusionConfig
@@ -31,11 +33,12 @@ from vizsla.run.members import Member
 from vizsla.score.calibration import Calibration
 from vizsla.search import exact
 from vizsla.search.ranking import Ranking
-from vizsla.train.selection import Candidate as Kept
+from vizsla.train.selection import Candidate as TrainedCandidate
 from vizsla.web.search.models import SearchRequest
 from vizsla.web.search.server import GallerySource, prepare
 from vizsla.web.search.service import ServerState
 
+SEEN = {"validate_on": "seen-classes"}
 CLASSES, ABSENT = 24, 6  # colours; of the test classes so many are not in the gallery
 
 
@@ -257,18 +260,52 @@ def test_a_projection_is_fitted_again_without_the_classes_of_the_queries(
 
     monkeypatch.setattr(accepting, "fitted_projection", noted)
     tuning = {"finetune": "head", "validate_on": "new-classes", "head_steps": 1}
-    kept = property(lambda candidate: candidate.name == "whitened 0.9")
-    monkeypatch.setattr(Kept, "beats_frozen", kept)
+    is_whitened = property(lambda candidate: candidate.name == "whitened 0.9")
+    monkeypatch.setattr(TrainedCandidate, "beats_frozen", is_whitened)
     done = pipeline.run(config(home, tuning=tuning))
     assert done.tuned is not None and done.tuned.kept.name == "whitened 0.9"
     assert len(fitted_to) == 5 and all(len(classes) in (19, 20) for classes in fitted_to)
     assert set.union(*fitted_to) == {f"t{i}" for i in range(CLASSES)}
     found = done.calibration
-    assert found is not None and not found.by_class
-    assert found.queries == 8 * CLASSES  # every training image
+    assert found is not None and found.by_class
+    assert 6 * CLASSES < found.queries <= 8 * CLASSES  # most of the training images
     assert found.made_by["model_id"] == done.ranking.origin["model_id"]
     again = finished_run.calibrate_run(done.run.folder, sure=0.7)
     assert again == found
+    embedder = Embedder.load(done.run.folder / "embedder")
+    own = config(home, tuning=tuning)
+    assert ClosedForm.of(embedder, own, no_vectors) is not None
+    for other in ({"dim": 4}, {"model": str(home)}, {"tuning": {**tuning, **SEEN}}):
+        assert ClosedForm.of(embedder, dataclasses.replace(own, **other), no_vectors) is None
+
+
+def test_a_projection_is_not_fitted_again_where_a_part_of_the_classes_is_too_small(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded: list[int] = []
+
+    def frozen(images: ImageSet) -> Embeddings:
+        embedded.append(len(images))
+        return Embeddings(images.ids, np.eye(len(images), 8), images.attributes, "m")
+
+    def parts(fewest: int) -> int:
+        monkeypatch.setattr(accepting, "FEWEST_CLASSES", fewest)
+        closed_form = ClosedForm("whitened 0.9", "m", frozen)
+        data = open_data(home / "data")
+        return len(accepting._cross_fitted(config(home), data, Target(24, 18), closed_form))
+
+    assert parts(13) == 0 and not embedded
+    assert parts(12) == 2 and embedded == [8 * CLASSES]
+    monkeypatch.setattr(accepting, "_draws", no_draws)
+    assert parts(12) == 0 and len(embedded) == 1
+
+
+def no_vectors(images: ImageSet) -> Embeddings:
+    raise AssertionError
+
+
+def no_draws(*_: Any, **options: Any) -> Any:
+    raise DataError("no class has enough images")
 
 
 def test_a_run_without_a_calibration_says_how_to_get_one(home: Path) -> None:

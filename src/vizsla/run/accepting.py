@@ -12,7 +12,7 @@ import numpy as np
 
 from vizsla.data.absent_classes import (
     FEWEST_CLASSES,
-    FOLDS,
+    ROUNDS,
     draws_with_absent_classes,
     held_out_and_trained,
 )
@@ -27,17 +27,19 @@ from vizsla.option_fields import acceptance
 from vizsla.options import FUSION_WHITENINGS
 from vizsla.run.config import RunConfig
 from vizsla.score.calibration import SURE, Calibration
-from vizsla.score.calibration_draws import JudgedDraws, Rank, at_most, judged_draws
+from vizsla.score.calibration_draws import Rank, at_most, judged_draws
 from vizsla.workspace import is_run
 
 log = logging.getLogger("vizsla.run")
 
+MOST_PARTS = 5  # of the classes; a projection is fitted again without each
 FEW_CLASSES = 20  # fewer are too few to calibrate a tuned model on without a warning
 CALIBRATION = "calibration.json"  # in a run's folder
 WHITENED = (
     "the projection (%s) is fitted to the training images, whose scores are not those of new ones"
 )
 ROLE = "calibration"  # of the embeddings that it was learned from, in a run's folder
+FROZEN_ROLE = "calibration-frozen"  # of those by the network without a projection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,22 +101,33 @@ class Accept:
 
 @dataclasses.dataclass(frozen=True)
 class ClosedForm:
-    """A projection in closed form, all that a training added to a network as it is.
+    """A projection in closed form that a training put after an unchanged network, so that it can be
+    fitted again.
 
-    name: of FUSION_WHITENINGS. model_id: of the embedder with it.
+    name: of FUSION_WHITENINGS. model_id: of the embedder with it. embed: gives vectors without it.
     """
 
     name: str
     model_id: str
+    embed: Callable[[ImageSet], Embeddings]
 
     @staticmethod
-    def of(embedder: Embedder, config: RunConfig) -> "ClosedForm | None":
-        """That of an embedder of whole images whose training held out whole classes, else None."""
+    def of(
+        embedder: Embedder, config: RunConfig, embed: Callable[[ImageSet], Embeddings]
+    ) -> "ClosedForm | None":
+        """What the training of this run put after its network; None if it kept something else, if
+        it did not hold out whole classes, and for tiles."""
         kept = (embedder.origin.training or {}).get("kept")
-        is_new = config.training.validate_on == NEW
-        if kept not in FUSION_WHITENINGS or not is_new or embedder.tiles is not None:
+        is_own = config.tuning is not None and not Path(config.model).exists()
+        if (
+            kept not in FUSION_WHITENINGS
+            or not is_own
+            or config.dim is not None
+            or embedder.tiles is not None
+            or config.training.validate_on != NEW
+        ):
             return None
-        return ClosedForm(kept, embedder.model_id)
+        return ClosedForm(kept, embedder.model_id, embed)
 
 
 def check_accept(config: RunConfig, data: DataFolders, target: Target) -> None:
@@ -183,69 +196,81 @@ def learn_calibration(
 
     embed: by each model. tuned: whether one was trained on the images that validation did not hold
     out. rank: as the test part is ranked. search: as `search` and `serve` rank, if they do not rank
-    so. closed_form: all that was trained, if `embed` gives vectors of one model without it.
-    DataError without training images.
+    so. closed_form: of the only model, if all that was trained can be fitted again, each time
+    without some classes; then all training images are learned from. DataError without such images.
     """
     if config.whiten != "none":
         raise DataError(f"what scores mean cannot be learned here: {WHITENED % config.whiten}")
-    rankers, by_class = [rank, search], False
-    if closed_form is not None:
-        judge = _by_fitting_again(config, data, target, embed[0], closed_form)
-    else:
+    by_class = tuned and config.training.validate_on == NEW  # whole classes were held out
+    parts = _cross_fitted(config, data, target, closed_form)
+    if not parts:
         images, draws = images_and_draws(config, data, target, tuned=tuned)
-        by_class = tuned and config.training.validate_on == NEW  # whole classes were held out
         if by_class:
             _warn_of_few_classes(images, draws)
-        vectors = [embed_images(images) for embed_images in embed]
-        judge = functools.partial(judged_draws, vectors, images, draws)
-    found, of_searches = (
-        by and judge(by).calibration(
-            sure=sure, source=f"{config.data}/training", by_class=by_class
-        )
-        for by in rankers
-    )  # fmt: skip
-    assert found is not None
-    found = dataclasses.replace(found, of_searches=of_searches)
+        parts = [Part([embed_images(images) for embed_images in embed], images, draws)]
+
+    def learned(by: Rank) -> Calibration:
+        judged = [judged_draws(part.vectors, part.images, part.draws, by) for part in parts]
+        every = functools.reduce(operator.add, judged)
+        return every.calibration(sure=sure, source=f"{config.data}/training", by_class=by_class)
+
+    found = dataclasses.replace(learned(rank), of_searches=search and learned(search))
     for line in found.lines():
         log.debug("%s", line)
     return found
 
 
-def _by_fitting_again(
-    config: RunConfig,
-    data: DataFolders,
-    target: Target,
-    embed: Callable[[ImageSet], Embeddings],
-    closed_form: ClosedForm,
-) -> Callable[[Rank], JudgedDraws]:
-    """What judges draws by projections that were each fitted without a part of the classes, whose
-    images are the queries. So all training images serve, where a training holds few out."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """Draws of images, and vectors of these by models that have not seen the draws' queries."""
+
+    vectors: list[Embeddings]
+    images: ImageSet
+    draws: list[Draw]
+
+
+def _cross_fitted(
+    config: RunConfig, data: DataFolders, target: Target, closed_form: ClosedForm | None
+) -> list[Part]:
+    """The classes in parts: the images of one are the queries, by the projection that is fitted to
+    the other parts. [] if there is nothing to fit again, or if a part has no draw."""
+    if closed_form is None:
+        return []
     images = at_most(training_part(data.training, config.data, "--accept"), seed=config.seed)
-    vectors, labels = embed(images), class_codes(images)
-    rng = np.random.default_rng((config.seed, 74))
-    classes = labels.max() + 1
-    parts = int(np.clip(classes // FEWEST_CLASSES, 2, FOLDS))
-    part_of = rng.permutation(classes) % parts
+    labels = class_codes(images)
+    classes = int(labels.max()) + 1
+    parts = min(MOST_PARTS, classes // FEWEST_CLASSES)
+    if parts < 2:
+        return []
+    part_of = np.random.default_rng((config.seed, 74)).permutation(classes) % parts
+    trained_on = [part_of[labels] != part for part in range(parts)]
+    try:
+        draws = [_draws(config, images, target, trained, rounds=1) for trained in trained_on]
+    except DataError:  # no draw is possible among the classes of a part
+        return []
+    vectors = closed_form.embed(images)
     found = []
-    for part in range(parts):
-        trained = part_of[labels] != part
+    for trained, drawn in zip(trained_on, draws, strict=True):
         others = vectors.of_images([images.ids[i] for i in np.flatnonzero(trained)])
         projection = fitted_projection(others, closed_form.name)
-        again = dataclasses.replace(
-            projected(vectors, projection, closed_form.name), model_id=closed_form.model_id
-        )
-        draws = draws_with_absent_classes(
-            images, target, seed=config.seed, trained=trained,
-            query_domain=config.training.query_domain,
-            gallery_domain=config.training.gallery_domain,
-        )  # fmt: skip
-        found.append((again, draws))
+        own = projected(vectors, projection, closed_form.name)
+        own = dataclasses.replace(own, model_id=closed_form.model_id)
+        found.append(Part([own], images, drawn))
+    return found
 
-    def judge(rank: Rank) -> JudgedDraws:
-        judged = [judged_draws([again], images, draws, rank) for again, draws in found]
-        return functools.reduce(operator.add, judged)
 
-    return judge
+def _draws(
+    config: RunConfig,
+    images: ImageSet,
+    target: Target,
+    trained: np.ndarray | None,
+    rounds: int = ROUNDS,
+) -> list[Draw]:
+    return draws_with_absent_classes(
+        images, target, seed=config.seed, trained=trained, rounds=rounds,
+        query_domain=config.training.query_domain,
+        gallery_domain=config.training.gallery_domain,
+    )  # fmt: skip
 
 
 def _warn_of_few_classes(images: ImageSet, draws: Sequence[Draw]) -> None:
@@ -269,7 +294,4 @@ def images_and_draws(
         images, trained = held_out_and_trained(images, tuning, target)
     else:
         images = at_most(images, seed=config.seed)
-    return images, draws_with_absent_classes(
-        images, target, seed=config.seed, trained=trained,
-        query_domain=tuning.query_domain, gallery_domain=tuning.gallery_domain,
-    )  # fmt: skip
+    return images, _draws(config, images, target, trained)

@@ -64,10 +64,10 @@ class RunEmbedder:
             Embedder.load(run.folder / "embedder"), run, compute, config, progress
         )
 
-    def without_projection(self) -> "RunEmbedder":
-        """By the same network, without the projection after it."""
-        embedder = self.runtime.embedder.without_projection()
-        return dataclasses.replace(self, runtime=Runtime(embedder, self.compute))
+    def without_projection(self, images: ImageSet, role: str) -> Embeddings:
+        """Vectors of the images by the network alone, without the projection after it."""
+        runtime = Runtime(self.runtime.embedder.without_projection(), self.compute)
+        return dataclasses.replace(self, runtime=runtime)(images, role)
 
     @property
     def compute(self) -> Compute:

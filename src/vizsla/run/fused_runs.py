@@ -281,16 +281,13 @@ def joint_calibration(
     tuned = [member for member in members if member.is_tuned]
     config = dataclasses.replace((tuned or members)[0].config, accept=accept)
     data = folders_of(config)
-    alone = len(members) == 1 and fusion.method != CONCAT
+    is_alone = len(members) == 1 and fusion.method != CONCAT
     return calibration_for(
         config, data, target_in(data, truth_in(config, data)),
-        [
-            functools.partial(one.calibration_vectors, progress=progress, alone=alone)
-            for one in members
-        ],
+        [functools.partial(one.calibration_vectors, progress=progress) for one in members],
         tuned=bool(tuned), rank=ranker(members, fusion, progress),
         search=search_ranker(members, fusion),
-        closed_form=members[0].closed_form if alone else None,
+        closed_form=members[0].closed_form(progress) if is_alone else None,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from vizsla.data.imageset import ImageSet
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
-from vizsla.run.accepting import CALIBRATION, ROLE, ClosedForm, learn_calibration
+from vizsla.run.accepting import CALIBRATION, FROZEN_ROLE, ROLE, ClosedForm, learn_calibration
 from vizsla.run.config import RunConfig, recorded_config
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.inputs import folders_of, target_in, truth_in
@@ -78,17 +78,19 @@ class Member:
         data = folders_of(self.config)
         found = learn_calibration(
             self.config, data, target_in(data, truth_in(self.config, data)),
-            [functools.partial(self.calibration_vectors, progress=progress, alone=True)],
+            [functools.partial(self.calibration_vectors, progress=progress)],
             tuned=self.is_tuned, sure=SURE, rank=self.rank,
-            search=by_cosine if self.chain.steps else None, closed_form=self.closed_form,
+            search=by_cosine if self.chain.steps else None, closed_form=self.closed_form(progress),
         )  # fmt: skip
         found.save(kept)
         return found
 
-    @property
-    def closed_form(self) -> ClosedForm | None:
-        """What its training added to the network, if that can be fitted again."""
-        return ClosedForm.of(Embedder.load(self.run.folder / "embedder"), self.config)
+    def closed_form(self, progress: Progress | None) -> ClosedForm | None:
+        """The projection of its training, if it can be fitted again."""
+        if not self.is_tuned:
+            return None
+        embed = functools.partial(self.calibration_vectors, progress=progress, projected=False)
+        return ClosedForm.of(Embedder.load(self.run.folder / "embedder"), self.config, embed)
 
     def embed(self, images: ImageSet, role: str, progress: Progress | None) -> Embeddings:
         """Vectors of more images by this run's model, kept in its folder."""
@@ -99,17 +101,18 @@ class Member:
         return RunEmbedder.of_finished(self.run, config, progress)
 
     def calibration_vectors(
-        self, images: ImageSet, progress: Progress | None, *, alone: bool = False
+        self, images: ImageSet, progress: Progress | None, *, projected: bool = True
     ) -> Embeddings:
         """Vectors to learn a calibration from, kept in its folder until other images are asked for.
 
-        alone: no other model's are joined with them, so that they are without `closed_form`.
+        projected: else by the network alone, without a projection.
         """
-        embed = self._embedder(progress)
-        if alone and self.closed_form:
-            embed = embed.without_projection()
+        embedder = self._embedder(progress)
+        embed, role = embedder.__call__, ROLE
+        if not projected:
+            embed, role = embedder.without_projection, FROZEN_ROLE
         try:
-            return embed(images, ROLE)
+            return embed(images, role)
         except DataError:  # those of an earlier call, on other images or by other software
-            shutil.rmtree(self.run.folder / "embeddings" / ROLE, ignore_errors=True)
-            return embed(images, ROLE)
+            shutil.rmtree(self.run.folder / "embeddings" / role, ignore_errors=True)
+            return embed(images, role)

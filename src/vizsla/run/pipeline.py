@@ -6,6 +6,7 @@ Stage after stage; each leaves its artefact in the run's folder.
 import contextlib
 import copy
 import dataclasses
+import functools
 import logging
 import shutil
 import time
@@ -31,7 +32,7 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.open_model import load_embedder
 from vizsla.model.projection import WHITENINGS
 from vizsla.progress import LOADING, reporting, waiting
-from vizsla.run.accepting import ROLE, ClosedForm, calibration_for, check_accept
+from vizsla.run.accepting import FROZEN_ROLE, ROLE, ClosedForm, calibration_for, check_accept
 from vizsla.run.config import REFINEMENT, RunConfig, check_compute, compute_for, resolved
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.finish import RunResult, finish_run
@@ -139,13 +140,14 @@ def run(
                 )  # fmt: skip
             calibration = None
             if config.accept is not None:
-                closed_form = tuned and ClosedForm.of(embedder, config)
-                embed_for = embed.without_projection() if closed_form else embed
+                is_tuned = tuned is not None and tuned.is_improved
+                frozen = functools.partial(embed.without_projection, role=FROZEN_ROLE)
                 calibration = calibration_for(
-                    config, data, target, [lambda images: embed_for(images, ROLE)],
-                    tuned=tuned is not None and tuned.is_improved,
+                    config, data, target, [lambda images: embed(images, ROLE)],
+                    tuned=is_tuned,
                     rank=lambda queries, gallery: rank_refined(queries[0], gallery[0], chain),
-                    search=by_cosine if chain.steps else None, closed_form=closed_form,
+                    search=by_cosine if chain.steps else None,
+                    closed_form=ClosedForm.of(embedder, config, frozen) if is_tuned else None,
                 )  # fmt: skip
                 ranking = calibration.decide(ranking)
             model = _model_record(embedder, tuned, config)

@@ -29,10 +29,10 @@ Rank = Callable[[Sequence[Embeddings], Sequence[Embeddings]], Ranking]
 
 @dataclass(frozen=True, eq=False)
 class JudgedDraws:
-    """The rankings of some draws, with their truth.
+    """Rankings of the galleries of some draws, judged.
 
-    judged: one of each draw. sizes: of its gallery in images and classes. made_by: what gave the
-    scores.
+    judged: one for each draw. sizes: images and classes of each draw's gallery. made_by: the model
+    and the refinement that gave the scores.
     """
 
     judged: list[Relevance]
@@ -61,7 +61,7 @@ class JudgedDraws:
 def judged_draws(
     vectors: Sequence[Embeddings], images: ImageSet, draws: Sequence[Draw], rank: Rank | None = None
 ) -> JudgedDraws:
-    """Draws of queries and gallery among `images`, ranked.
+    """Ranks the gallery of each draw for its queries, and judges the rankings.
 
     vectors: of one model or several; an image that one of them lacks is left out. rank: ranks a
     gallery for queries, each with the vectors of all models; by default by cosines of the only one.
