@@ -444,6 +444,10 @@ def test_a_first_model_that_takes_the_whole_budget_is_the_result(
     assert not found.steps and found.candidate == Candidate((Network(MODELS["first"]),))
     words = " ".join(found.text().split())
     assert "it took the whole budget; with --budget 2m others would be compared with it" in words
+    page = found.page.read_text()
+    assert "What was tried" not in page and "it took the whole budget" in page
+    words = " ".join(best(config(tinted, tmp_path, budget=40.0)).text().split())
+    assert "no step fits into what earlier calls left of it" in words
     monkeypatch.setattr(Journal, "spent", lambda self: 0.0)
     again = best(dataclasses.replace(config(tinted, tmp_path), budget=120.0))
     assert "head" in {step.stage for step in again.steps}

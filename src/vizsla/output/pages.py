@@ -20,6 +20,7 @@ from PIL import Image
 
 from vizsla.data.images import MAX_PIXELS, read_image
 from vizsla.errors import ImageError
+from vizsla.notebook import counted
 from vizsla.score.compare import Comparison
 from vizsla.score.paired_tests import (
     Difference,
@@ -203,10 +204,11 @@ def _runs_section(ranked: RunTable, more: Sequence[str]) -> Section:
 def steps_page(table: Table, notes: Sequence[str], best: str) -> str:
     """The page of `best`: what was tried, in order, and what was kept. best: in words."""
     first = [name for name in ("step", "what", "verdict") if name in table.columns]
-    section = _table_section("steps", "What was tried", table, first=first, keep=table.columns)
+    tried = _table_section("steps", "What was tried", table, first=first, keep=table.columns)
+    sections = [tried] if table.rows else []
     return render_page(
-        "tables.html", "The best ranking", [section, _remarks_section([], notes)],
-        subtitle=[best, f"{len(table.rows)} steps"], headline=[],
+        "tables.html", "The best ranking", [*sections, _remarks_section([], notes)],
+        subtitle=[best, counted(len(table.rows), "step")], headline=[],
     )  # fmt: skip
 
 

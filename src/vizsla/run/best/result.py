@@ -147,7 +147,8 @@ class BestResult(Shown):
         text = f"after {self.seconds:.0f} of {self.budget:.0f} s"
         if not self.is_unchanged:
             return text
-        return text + (NO_TIME_LEFT if without_time(self.steps) else NOTHING_LEFT)
+        is_spent = self.seconds >= self.budget or without_time(self.steps)
+        return text + (NO_TIME_LEFT if is_spent else NOTHING_LEFT)
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
