@@ -108,9 +108,8 @@ class Member:
         projected: else by the network alone, without a projection.
         """
         embedder = self._embedder(progress)
-        embed, role = embedder.__call__, ROLE
-        if not projected:
-            embed, role = embedder.without_projection, FROZEN_ROLE
+        embed = embedder if projected else embedder.without_projection
+        role = ROLE if projected else FROZEN_ROLE
         try:
             return embed(images, role)
         except DataError:  # those of an earlier call, on other images or by other software

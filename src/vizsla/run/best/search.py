@@ -454,8 +454,8 @@ class _Search:
 
     def _join_tuned(self) -> None:
         """Joins the vectors of a tuned network with those of the best head; without a head, joins
-        networks. No head is fitted to a tuned network alone in a short time: it would overfit to
-        images that the network was trained on."""
+        networks. That head is not fitted to the tuned network's vectors: it would overfit to images
+        that the network was trained on."""
         assert self.so_far.plain is not None
         plain = self.so_far.plain.candidate
         tuned = [
