@@ -56,6 +56,7 @@ ONE_MODEL = {
     "weights": "str",
     "weights_file": "null",
     "interpolation": "str",
+    "framing": "null",
     "views": "null",
     "whiten": "str",
     "dim": "int",

@@ -24,6 +24,7 @@ from vizsla.option_fields import (
 DEFAULT_BACKBONE = "efficientnet-lite0"  # its weights come with the package
 FINETUNES = ("none", "head", "last", "full", "lora")
 POOLINGS = ("gap", "gem", "max", "cls", "native")
+FRAMINGS = COVER, SQUASH = "cover", "squash"  # how much of an image a network sees
 WHITENINGS = ("none", "plain", "shrunk")
 FUSION_WHITENINGS = (  # the last ones use the training images' classes
     "auto", *WHITENINGS, "centred", "whitened 0.9", "whitened 0.6", "discriminant 0.6",
@@ -144,6 +145,14 @@ class ModelChoice(Options):
         "Model",
         shown="the named model's own",
         rare=True,
+    )
+    framing: str | None = option(
+        None,
+        "How much of an image is seen. cover: all but the ends of the longer side; squash: all of "
+        "it, in the frame's aspect ratio.",
+        "Model",
+        shown="as the weights were trained; most cut off a border",
+        choices=FRAMINGS,
     )
     views: str | None = option(
         None,

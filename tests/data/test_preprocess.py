@@ -55,6 +55,17 @@ def test_squash_agrees_with_torchvision(size: tuple[int, int]) -> None:
     assert torch.equal(border(noise(size)), theirs(border, (72, 72), 64, noise(size)))
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_other_framings_agree_with_torchvision(size: tuple[int, int]) -> None:
+    border = Preprocess((64, 64), 72)
+    cover, squash = border.framed("cover"), border.framed("squash")
+    assert torch.equal(cover(noise(size)), theirs(cover, 64, 64, noise(size)))
+    assert torch.equal(squash(noise(size)), theirs(squash, (64, 64), 64, noise(size)))
+    assert [one.framed_as for one in (border, cover, squash)] == [None, "cover", "squash"]
+    with pytest.raises(UsageError, match="cover or squash"):
+        border.framed("fit")
+
+
 def test_squash_keeps_the_edges_that_crop_cuts_off() -> None:
     striped = Image.new("RGB", (300, 100), (0, 0, 0))
     striped.paste((255, 255, 255), (0, 0, 60, 100))  # white at the far left

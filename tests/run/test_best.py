@@ -142,6 +142,29 @@ def test_models_without_a_head_are_compared_with_each_other(
     assert gains == [(None, "kept"), (0.4, "kept"), (0.1, "below best")]
 
 
+@pytest.mark.parametrize("gain", [0.1, -0.1])
+def test_networks_see_the_border_of_images_if_the_first_one_is_better_so(
+    gain: float, tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trial(self: HeldOut, candidate: Candidate, report: Any) -> Trial:
+        framed = [network.framing for network in candidate.networks]
+        values = np.linspace(-0.05, 0.05, 40) + 0.5 + (gain if "cover" in framed else 0)
+        return Trial(str(candidate), values, values, values)
+
+    monkeypatch.setattr(HeldOut, "trial", trial)
+    asked = dataclasses.replace(config(tinted, tmp_path), models=["tiny"], weights=["random"])
+    found = best(asked)
+    step = found.steps[1]
+    assert (step.stage, step.name, step.verdict) == (
+        "framing", "tiny (random) cover", "kept" if gain > 0 else "worse",
+    )  # fmt: skip
+    (network,) = found.candidate.networks
+    assert network.framing == ("cover" if gain > 0 else None)
+    record = storage.read_sealed_json(found.run.result_file)
+    assert record["framing"] == network.framing
+    assert (record["framing"] is None) == (gain < 0)
+
+
 def test_slow_models_come_after_a_head_and_a_chain(
     tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: BestResult
 ) -> None:

@@ -29,7 +29,9 @@ def export(
         str, typer.Argument(help="A backbone's name, a saved embedder's folder, or a run's.")
     ],
     *,
-    options: Annotated[ExportOptions, Without("model", "interpolation", "views", "tiles")],
+    options: Annotated[
+        ExportOptions, Without("model", "interpolation", "framing", "views", "tiles")
+    ],
 ) -> None:
     """Export a model as ONNX, with its preprocessing as JSON beside it (an extra)."""
     require_all_weights([(model, options.weights)])

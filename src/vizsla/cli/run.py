@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 SHARED = ("device", "workers", "max_pixels", "seed")  # by a run and its training
 NOT_SWEPT = (  # by `sweep`, or by options of its own
-    "model", "weights", "pooling", "interpolation", "views", "tiles", "whiten", "dim", "runtime",
-    "refine", "refine_uses", "figures",
+    "model", "weights", "pooling", "interpolation", "framing", "views", "tiles", "whiten", "dim",
+    "runtime", "refine", "refine_uses", "figures",
 )  # fmt: skip
 LARGER = "efficientnet-lite2"  # than the default network; its weights come as a package too
 FUSION = ("fusion", "fusion_weights", "fusion_whiten")

@@ -13,7 +13,7 @@ from vizsla.option_fields import option
 from vizsla.options import GalleryOptions, Messages
 from vizsla.progress import ProgressShown
 
-UNUSED = ("interpolation", "views", "exclude", "batch_size", "workers", "cache")
+UNUSED = ("interpolation", "framing", "views", "exclude", "batch_size", "workers", "cache")
 
 app = Commands()
 

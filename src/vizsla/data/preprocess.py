@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vizsla.data.resize import INTERPOLATIONS, Framing
 from vizsla.errors import ModelError, UsageError
+from vizsla.options import COVER, FRAMINGS, SQUASH
 
 MODES = ("crop", "squash")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -68,6 +69,20 @@ class Preprocess:
             return self
         border = None if self.resize is None else round(size * self.resize / max(self.size))
         return replace(self, size=(size, size), resize=border)
+
+    def framed(self, name: str) -> "Preprocess":
+        """The same with more of the image: "cover" brings the shorter side to the frame, so that
+        only the ends of the longer one are cut off; "squash" brings both sides to it."""
+        if name not in FRAMINGS:
+            raise UsageError(f"framing {name!r}: choose {' or '.join(FRAMINGS)}")
+        return replace(self, resize=None, mode="squash" if name == SQUASH else "crop")
+
+    @property
+    def framed_as(self) -> str | None:
+        """What `framed` calls it; None if a border is cut off on all sides."""
+        if self.resize not in (None, max(self.size)):
+            return None
+        return SQUASH if self.mode == "squash" else COVER
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `from_dict` gives an equal Preprocess back."""

@@ -153,6 +153,12 @@ class Embedder(nn.Module):
         self.source = self.source and {**self.source, "interpolation": name}
         return self
 
+    def with_framing(self, name: str) -> "Embedder":
+        """Changes how much of an image is seen (see Preprocess.framed); returns itself."""
+        self.preprocess = self.preprocess.framed(name)
+        self.source = self.source and {**self.source, "framing": name}
+        return self
+
     def with_views(self, text: str) -> "Embedder":
         """Averages over these views of each image (see Views.parse) from now on; returns itself.
 

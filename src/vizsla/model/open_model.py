@@ -38,8 +38,8 @@ def load_embedder(choice: ModelChoice, *, seed: int = 0, tiles_later: bool = Fal
             f"{folder} is a saved embedder: its weights, pooling and image size are fixed. "
             "Leave out --weights, --pooling and --image-size, or name a backbone"
         )
-    elif choice.interpolation:
-        raise UsageError(f"{folder} is a saved embedder: leave out --interpolation")
+    elif choice.interpolation or choice.framing:
+        raise UsageError(f"{folder} is a saved embedder: leave out --interpolation and --framing")
     else:
         embedder = Embedder.load(folder / "embedder" if is_run(folder) else folder)
     if choice.interpolation is not None:
@@ -48,6 +48,8 @@ def load_embedder(choice: ModelChoice, *, seed: int = 0, tiles_later: bool = Fal
                 f"--interpolation {choice.interpolation}: choose {', '.join(INTERPOLATIONS)}"
             )
         embedder = embedder.with_interpolation(choice.interpolation)
+    if choice.framing is not None:
+        embedder = embedder.with_framing(choice.framing)
     if choice.views is not None:
         embedder = embedder.with_views(choice.views)
     return embedder if choice.tiles in (None, AUTO) else embedder.with_tiles(choice.tiles)

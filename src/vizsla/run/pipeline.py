@@ -323,6 +323,7 @@ def _model_record(
         "model_id": embedder.model_id,
         "image_size": list(embedder.preprocess.size),
         "interpolation": embedder.preprocess.interpolation,
+        "framing": embedder.preprocess.framed_as,
         "views": None if embedder.views is None else str(embedder.views),
         **about_tiles(embedder.tiles),
         "whiten": config.whiten,

@@ -21,8 +21,8 @@ TEXTS = ("model_name", "run_id", "loss_function", "pooling_type", "data_name", "
 COUNTS = ("top_k", "batch_size", "num_classes", "num_epochs", "queries", "gallery_size",
           "fewest_relevant")  # fmt: skip
 # Two runs of one model that differ in any of these differ in more than the seed.
-SETTINGS = ("weights", "weights_file", "image_size", "interpolation", "views", "whiten", "dim",
-            "refine", "fusion", "kept")  # fmt: skip
+SETTINGS = ("weights", "weights_file", "image_size", "interpolation", "framing", "views", "whiten",
+            "dim", "refine", "fusion", "kept")  # fmt: skip
 OPTION = "training."  # the prefix of the options of a training
 FROZEN = "frozen"
 WITH_TRUTH = (

@@ -57,6 +57,7 @@ class Network:
     model: str
     weights: str = "pretrained"
     image_size: int | None = None
+    framing: str | None = None
     views: str | None = None
     name: str = ""
 
@@ -65,7 +66,7 @@ class Network:
             return self.name
         weights = "" if self.weights == "pretrained" else f"({Path(self.weights).stem})"
         size = f"{self.image_size}px" if self.image_size else ""
-        return " ".join(filter(None, [self.model, weights, size, self.views]))
+        return " ".join(filter(None, [self.model, weights, size, self.framing, self.views]))
 
     @property
     def key(self) -> str:
@@ -75,7 +76,8 @@ class Network:
 
     def config(self, shared: RunConfig, **changes: Any) -> RunConfig:
         """The run of this network alone, without sheets; without refinement unless given."""
-        own = {name: getattr(self, name) for name in ("model", "weights", "image_size", "views")}
+        names = ("model", "weights", "image_size", "framing", "views")
+        own = {name: getattr(self, name) for name in names}
         return dataclasses.replace(shared, **{**own, "figures": 0, "refine": "none", **changes})
 
 

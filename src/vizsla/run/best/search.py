@@ -25,7 +25,7 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.catalogue import find_backbone
 from vizsla.model.hub import obtainable
-from vizsla.options import BestOptions, RunOptions, TuneConfig
+from vizsla.options import COVER, BestOptions, RunOptions, TuneConfig
 from vizsla.progress import Report, reporting, waiting
 from vizsla.run.best.best_so_far import FITTING, LOADING, OVERRUN, BestSoFar
 from vizsla.run.best.candidates import Candidate, Network
@@ -174,6 +174,7 @@ class _Search:
             )
             return
         self.held_out = self.held.on.description()
+        networks = self._framed(networks)
         if self._head_gains_early(networks[0]):
             self._head()
         slower = self._try_frozen(networks)
@@ -271,6 +272,25 @@ class _Search:
         self.held.data = folders_of(self.held.shared)
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────
+
+    def _framed(self, networks: list[Network]) -> list[Network]:
+        """The networks without the border of images cut off, if the first one is better so."""
+        first = networks[0]
+        if Path(first.model).is_dir():
+            return networks
+        if self.held.runtime(first).embedder.preprocess.framed_as is not None:
+            return networks
+        framed = dataclasses.replace(first, framing=COVER)
+        needs = LOADING + self.so_far.seconds(first, self._ranked)
+        self.so_far.attempt("framing", str(framed), Candidate((framed,)), needs=needs)
+        assert self.so_far.plain is not None
+        if self.so_far.plain.candidate != Candidate((framed,)):
+            return networks
+        self.held.forget(first)
+        return [
+            one if Path(one.model).is_dir() else dataclasses.replace(one, framing=COVER)
+            for one in networks
+        ]
 
     def _try_frozen(self, networks: Sequence[Network]) -> list[Network]:
         """Tries models as they are; of many, only the better half on few images. Those that would
