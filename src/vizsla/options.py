@@ -297,8 +297,8 @@ class RankingOptions(Options):
     refine: str = option(
         "none",
         "none; auto: chosen on validation images; or a chain such as 'aqe+kreciprocal(k1=20)' of "
-        "dba, aqe (expand gallery, queries), kreciprocal, diffusion (re-rank), maxsim, verify "
-        "(compare tokens, or points, of the first n; verify needs OpenCV). Contests may "
+        "dba, aqe (expand gallery, queries), kreciprocal, diffusion, balance (re-rank), maxsim, "
+        "verify (compare tokens, or points, of the first n; verify needs OpenCV). Contests may "
         "forbid what these use: docs/refine.md.",
         "Ranking",
     )

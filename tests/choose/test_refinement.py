@@ -21,7 +21,7 @@ from vizsla.choose.refinement import (
 )
 from vizsla.choose.validation import ValidationSet, validation_draws, validation_set
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import Target
+from vizsla.data.splits import Draw, Target
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import StorageError, UsageError
 from vizsla.model.embedder import Embedder
@@ -29,6 +29,7 @@ from vizsla.options import TuneConfig
 from vizsla.search.chain import parse_chain
 
 Curled = Callable[[ImageSet], Embeddings]
+Labelled = Callable[[int, int], ImageSet]
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,23 @@ def test_what_helps_is_chosen_and_reported(
     (tmp_path / "refinement.json").write_text("{}")
     with pytest.raises(StorageError):
         saved_chain(tmp_path / "refinement.json")
+
+
+def test_balance_is_chosen_for_a_catalogue_with_hubs(labelled: Labelled) -> None:
+    """One picture of each class is the gallery, and some are near to every query."""
+    images = labelled(60, 4)
+    rng = np.random.default_rng(3)
+    centres = np.repeat(rng.standard_normal((60, 24)), 4, axis=0)
+    shared = 6 * np.eye(24)[0]
+    is_gallery = np.arange(240) % 4 == 0
+    amount = np.where(is_gallery, rng.uniform(0, 1.5, 240), 1.0)[:, None]
+    noise = np.where(is_gallery, 0, 0.8)[:, None] * rng.standard_normal((240, 24))
+    vectors = Embeddings.from_arrays(centres + amount * shared + noise, images.ids, images.labels)
+    draw = Draw(np.flatnonzero(~is_gallery), np.flatnonzero(is_gallery))
+    on = validation_set(images, images.ids, [draw])
+    choice = choose_chain(vectors, on)
+    assert "balance" in str(choice.chain) and choice.chosen.top1 > choice.without.top1 + 0.1
+    assert "balance" not in str(choose_chain(vectors, on, uses="gallery").chain)
 
 
 def test_only_the_best_on_a_few_draws_are_compared_on_all(

@@ -34,11 +34,14 @@ def test_what_a_chain_uses_is_said() -> None:
         ("dba", "gallery"),
         ("aqe+diffusion", "gallery"),
         ("kreciprocal", "queries"),
+        ("aqe+balance", "queries"),
         ("dba+kreciprocal(together=false)", "gallery"),
     ]:
         assert parse_chain(text).uses == uses
     with pytest.raises(UsageError, match="uses other gallery images and the other queries"):
         parse_chain("kreciprocal", uses="gallery")
+    with pytest.raises(UsageError, match=r"allows other gallery images, no other query$"):
+        parse_chain("balance", uses="gallery")
     with pytest.raises(UsageError, match="allows no other test image"):
         parse_chain("aqe", uses="nothing")
     with pytest.raises(UsageError, match="choose one of nothing, gallery, queries"):
@@ -64,6 +67,7 @@ def test_what_a_chain_uses_is_said() -> None:
         ("kreciprocal(together=2)", "not true or false"),
         ("diffusion(alpha=1)", "below 1"),
         ("diffusion(weight=0)", "above 0"),
+        ("balance(temperature=0)", "temperature=0.0 (above 0)"),
         ("dba(n=3", "is not a step"),
     ],
 )
@@ -86,7 +90,7 @@ def test_steps_follow_one_another() -> None:
     assert "refine" not in rank_refined(queries, gallery, Chain()).origin
 
 
-@pytest.mark.parametrize("text", ["none", "aqe", "dba+aqe", "kreciprocal", "diffusion"])
+@pytest.mark.parametrize("text", ["none", "aqe", "dba+aqe", "kreciprocal", "diffusion", "balance"])
 def test_one_set_ranks_all_but_the_query(text: str) -> None:
     gallery = embedded(30, 2)
     ranking = rank_refined(gallery, gallery, parse_chain(text), same_set=True)
@@ -97,7 +101,7 @@ def test_one_set_ranks_all_but_the_query(text: str) -> None:
         rank_refined(embedded(3, 3, "q"), gallery, parse_chain("aqe"), same_set=True)
 
 
-@pytest.mark.parametrize("text", ["dba(n=9)", "aqe(n=9)", "kreciprocal", "diffusion"])
+@pytest.mark.parametrize("text", ["dba(n=9)", "aqe(n=9)", "kreciprocal", "diffusion", "balance"])
 def test_a_tiny_gallery_is_ranked(text: str) -> None:
     ranking = rank_refined(embedded(2, 4, "q"), embedded(3, 5), parse_chain(text))
     assert [sorted(row) for row in ranking.positions.tolist()] == [[0, 1, 2]] * 2

@@ -156,11 +156,18 @@ def test_k_reciprocal_of_one_set() -> None:
 def test_many_small_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, gallery = clustered(20, 16, 8), clustered(60, 16, 9)
     known = build_graph(gallery)
-    whole = refine.k_reciprocal(queries, gallery, known), refine.diffused(queries, gallery, known)
+
+    def every() -> list[tuple[np.ndarray, np.ndarray]]:
+        return [
+            refine.k_reciprocal(queries, gallery, known),
+            refine.diffused(queries, gallery, known),
+            refine.balanced(queries, gallery),
+        ]
+
+    whole = every()
     monkeypatch.setattr(refine, "PAIRS_AT_ONCE", 50)
     monkeypatch.setattr(refine, "CELLS_AT_ONCE", 70)
-    parts = refine.k_reciprocal(queries, gallery, known), refine.diffused(queries, gallery, known)
-    for one, other in zip(whole, parts, strict=True):
+    for one, other in zip(whole, every(), strict=True):
         np.testing.assert_array_equal(one[0], other[0])
         np.testing.assert_allclose(one[1], other[1], atol=1e-6)
 
@@ -191,6 +198,56 @@ def test_diffusion_is_a_dense_solve(alpha: float) -> None:
     f = dense_diffusion(queries, gallery, **options)
     expected = 0.9 * f / f.max(axis=1, keepdims=True) + 0.1 * (queries @ gallery.T)
     np.testing.assert_allclose(as_matrix(found, 120), expected, atol=1e-5)
+
+
+# ── balance ──
+
+
+def hubs(classes: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Three queries and one gallery image of each class; some gallery images have more than others
+    of what all queries share."""
+    rng = np.random.default_rng(21)
+    centres = rng.standard_normal((classes, 24))
+    shared = 6 * np.eye(24)[0]
+    queries = np.repeat(centres, 3, axis=0) + rng.normal(0, 0.8, (3 * classes, 24)) + shared
+    gallery = centres + rng.uniform(0, 1.5, (classes, 1)) * shared
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, gallery)]
+    return unit[0].astype(np.float32), unit[1].astype(np.float32)
+
+
+def test_with_balance_all_gallery_images_get_equally_many_votes() -> None:
+    queries, gallery = hubs()
+    scores = as_matrix(refine.balanced(queries, gallery, temperature=0.1), len(gallery))
+    votes = np.exp(scores / 0.1)
+    votes /= votes.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(votes.sum(axis=0), 3, rtol=0.05)
+    correction = queries.astype(np.float64) @ gallery.T.astype(np.float64) - scores
+    assert np.ptp(correction, axis=0).max() < 1e-6  # the same for all queries
+    assert abs(correction.mean()) < 1e-6 and correction.std() > 0.05
+
+
+def test_balance_finds_what_hubs_hide() -> None:
+    queries, gallery = hubs()
+    truth = np.repeat(np.arange(60), 3)
+    plain = exact.top_k(queries, gallery, 1)[0][:, 0]
+    found = refine.balanced(queries, gallery)[0][:, 0]
+    assert (plain == truth).mean() < 0.8 and (found == truth).mean() > 0.95
+
+
+def test_balance_of_one_set_counts_no_vote_of_an_image_for_itself() -> None:
+    vectors = clustered(40, 12, 22)
+    own = np.arange(40)
+    scores = as_matrix(refine.balanced(vectors, vectors, temperature=0.1, self_at=own), 40)
+    votes = np.exp(scores / 0.1) * (1 - np.eye(40))
+    votes /= votes.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(votes.sum(axis=0), 1, rtol=0.05)
+
+
+def test_balance_needs_several_queries(caplog: pytest.LogCaptureFixture) -> None:
+    queries, gallery = hubs()
+    found = refine.balanced(queries[:19], gallery)
+    np.testing.assert_array_equal(found[0], exact.top_k(queries[:19], gallery, 60)[0])
+    assert "needs 20 or more: with 19 the order is that by cosine" in caplog.text
 
 
 # ── expansion ──

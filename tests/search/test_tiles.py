@@ -300,7 +300,7 @@ def test_milvus_gives_fewer_groups_than_asked_for_when_it_gives_no_more_vectors(
         assert len(set(ranking.row(i))) == ranking.lengths[i]
 
 
-@pytest.mark.parametrize("step", ["dba", "kreciprocal", "diffusion"])
+@pytest.mark.parametrize("step", ["dba", "kreciprocal", "diffusion", "balance"])
 def test_what_compares_one_vector_refuses_tiles(step: str) -> None:
     with pytest.raises(UsageError, match=f"{step} compares gallery images with each other"):
         rank_refined(QUERIES, GALLERY, parse_chain(step))

@@ -29,6 +29,7 @@ from vizsla.options import TuneConfig
 from vizsla.score.text_table import WIDTH
 from vizsla.score.validation_scores import ValidationScores
 from vizsla.search.chain import (
+    BALANCE,
     KEEP,
     KEPT,
     LEVELS,
@@ -41,6 +42,7 @@ from vizsla.search.chain import (
     Step,
     check_uses,
 )
+from vizsla.search.refine import FEWEST_VOTERS
 from vizsla.search.verify import AllFeatures, all_features, of_subsets
 
 FORM = "refinement/1"
@@ -55,6 +57,7 @@ SCREENING_QUERIES = 150  # at least, in the draws on which all chains are compar
 FINALISTS = 2  # of several chains, those that are then compared on all draws
 KEEPING = 3  # chains that are tried with `keep`, besides the best
 WEIGHTS = (0.1, 0.2, 0.5, 0.7, 0.85)  # of the cosine in re-ranking, besides the default
+TEMPERATURES = (0.02, 0.05, 0.1)  # of `balance`
 # options of the last step that are varied at the end, and their values; (): neighbourhood sizes
 VARIED: dict[str, dict[str, tuple[int | float | bool, ...]]] = {
     "kreciprocal": {
@@ -64,6 +67,7 @@ VARIED: dict[str, dict[str, tuple[int | float | bool, ...]]] = {
         "program": (True, False),
     },
     "diffusion": {"weight": (0.05, 0.1, 0.2, 0.3, 0.5), "alpha": (0.5, 0.8, 0.95), "k": ()},
+    "balance": {"temperature": (0.02, 0.03, 0.05, 0.07, 0.1, 0.2)},
 }
 
 
@@ -331,7 +335,7 @@ class _Search:
         if self.level:
             weights = len(WEIGHTS) * (1 + (self.level == LEVELS.index(QUERIES)))
             sizes, ks = len(self.expansion_sizes), len(self.ks)
-            many = 6 * sizes + 4 * min(ks, 2) + 4 * ks + weights + 9 + 10
+            many = 6 * sizes + 4 * min(ks, 2) + 4 * ks + weights + len(TEMPERATURES) + 12 + 10
             total += (len(KEPT) + KEEPING - 1) * draws
             total += many * draws if few == draws else many * few + 20 * draws
         self.progress(total if ended else min(self.ranked, total - 1), total)
@@ -359,6 +363,9 @@ class _Search:
             for t in together
             for w in (first["weight"], *WEIGHTS)
         )
+        fewest = min(len(draw.query) for draw in self.trials.on.draws)
+        if self.level == LEVELS.index(QUERIES) and fewest >= FEWEST_VOTERS:
+            best[BALANCE] = self._best_step(Step.of(BALANCE, temperature=t) for t in TEMPERATURES)
         return best
 
     def best_expansion(self, name: str) -> Step:
@@ -375,6 +382,7 @@ class _Search:
         dba, aqe = best["dba"], best["aqe"]
         expansions: list[tuple[Step, ...]] = [(dba,), (aqe,), (dba, aqe)]
         last: list[tuple[Step, ...]] = [(), (best["kreciprocal"],), (best["diffusion"],)]
+        last += [(best[BALANCE],)] if BALANCE in best else []
         self.best_of([Chain((*steps, *end)) for steps in expansions for end in last])
 
     def vary_last_step(self, chain: Chain) -> None:

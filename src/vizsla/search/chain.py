@@ -34,19 +34,20 @@ USES = {
 LEVELS = list(USES)
 
 Value = int | float | bool | str
-# name → its options with their defaults. `dba` and `aqe` change vectors, the next two rank;
+# name → its options with their defaults. `dba` and `aqe` change vectors, the next three rank;
 # those of AFTER re-rank the first results of the steps before them.
 STEPS: dict[str, dict[str, Value]] = {
     "dba": {"n": 3, "alpha": 0.0},
     "aqe": {"n": 3, "alpha": 0.0},
     "kreciprocal": {"k1": 20, "k2": 6, "weight": 0.3, "together": True, "program": True},
     "diffusion": {"k": 20, "seeds": 5, "alpha": 0.9, "gamma": 3.0, "weight": 0.1},
+    "balance": {"temperature": 0.05},
     "maxsim": {"n": 50, "weight": 0.5},
     "verify": {"n": 50, "features": "sift", "model": "similarity", "weight": 0.5},
     "keep": {"n": 10},
 }
 CHOICES = {"features": FEATURES, "model": tuple(MODELS)}  # of the options that are words
-EXPAND, MAXSIM, VERIFY, KEEP = ("dba", "aqe"), "maxsim", "verify", "keep"
+EXPAND, BALANCE, MAXSIM, VERIFY, KEEP = ("dba", "aqe"), "balance", "maxsim", "verify", "keep"
 AFTER = (MAXSIM, VERIFY, KEEP)  # may follow the step that ranks, each once
 OF_TILES = ("aqe", *AFTER)  # defined for tiles: they compare queries with gallery images only
 KEEP_DEPTH = 1_000  # how deep the steps before it rank
@@ -82,7 +83,8 @@ class Step:
         if self.name == KEEP or (self.name == VERIFY and self["features"] == "sift"):
             return NOTHING
         # the PCA of tokens is learned on the gallery
-        return QUERIES if self.name == "kreciprocal" and self["together"] else GALLERY
+        together = self.name == BALANCE or (self.name == "kreciprocal" and self["together"])
+        return QUERIES if together else GALLERY
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def parse_chain(text: str, *, uses: str = QUERIES) -> Chain:
             f"{USES[uses]}"
             + (
                 ": kreciprocal(together=false) asks about one query at a time"
-                if uses == GALLERY
+                if uses == GALLERY and any(step.name == "kreciprocal" for step in steps)
                 else ""
             )
         )
@@ -211,6 +213,8 @@ def _check(step: Step, text: str) -> None:
         low.append(f"alpha={options['alpha']} (0 or more)")
     if not 0 <= weight <= 1 or (step.name in ("diffusion", MAXSIM, VERIFY) and weight == 0):
         low.append(f"weight={weight} (from 0 to 1; of diffusion, maxsim and verify above 0)")
+    if not 0 < options.get("temperature", 1.0) < np.inf:
+        low.append(f"temperature={options['temperature']} (above 0)")
     if not 0 <= options.get("gamma", 1.0) < np.inf:
         low.append(f"gamma={options['gamma']} (0 or more)")
     if low:
@@ -352,6 +356,10 @@ class Refiner:
                 self._neighbourhoods(before, options), queries, gallery,
                 weight=weight, depth=k, device=self.device,
             )  # fmt: skip
+        if last.name == BALANCE:
+            return refine.balanced(
+                queries, gallery, **options, self_at=self.self_at, depth=k, device=self.device
+            )
         return refine.diffused(
             queries, gallery, self.graph(before, options["k"]),
             **options, self_at=self.self_at, depth=k, device=self.device,

@@ -1,25 +1,31 @@
-"""Unit vectors → a better order: expansion of queries and gallery, re-ranking, diffusion.
+"""Unit vectors → a better order: expansion of queries and gallery, re-ranking, diffusion, balance.
 
 Uses the gallery's neighbour graph, and no labels. Everything is sparse: memory grows with images ×
 neighbours, never with images × images.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
 import torch
+from scipy.special import logsumexp
 
 from vizsla.errors import DataError
 from vizsla.search import exact
 from vizsla.search.knn_graph import NeighbourGraph
 from vizsla.search.ranking import without_self
 
+log = logging.getLogger("vizsla.search")
+
 PAIRS_AT_ONCE = 4_000_000  # of sparse entries, and so of memory
 CELLS_AT_ONCE = 8_000_000  # of a dense (queries, gallery) part, float64
 DENSE = 32  # if more than one pair in 32 is needed, all are computed
 CG_STEPS, CG_ACCURACY = 100, 1e-7
+BALANCE_STEPS = 10
+FEWEST_VOTERS = 20  # queries by which `balance` corrects scores
 
 
 # ── expansion ────────────────────────────────────────────────────────────────────────────────────
@@ -440,6 +446,52 @@ def solved(affinity: sp.csr_matrix, start: np.ndarray, alpha: float) -> np.ndarr
         turn = np.divide(square, before, out=np.zeros_like(square), where=before > 0)
         direction = rest + turn * direction
     return f
+
+
+# ── balance ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def balanced(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    *,
+    temperature: float = 0.05,
+    self_at: np.ndarray | None = None,
+    depth: int | None = None,
+    device: str = "cpu",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (Q, depth) and scores: the cosine minus what the gallery image has too much of.
+
+    Some images are near to every query, others to none. If each query gives one vote, by the
+    softmax of cosine / temperature, then with this correction all gallery images get equally many
+    (Sinkhorn and Knopp, 1967; Cuturi, 2013). Its mean is 0, so that scores are like cosines. With
+    fewer than FEWEST_VOTERS queries nothing is corrected, with a warning.
+    """
+    if not 0 < temperature < np.inf:
+        raise DataError(f"temperature={temperature}: expected one above 0")
+    Q, G = len(queries), len(gallery)
+    if Q < FEWEST_VOTERS:
+        log.warning(
+            "balance compares queries with each other and needs %d or more: with %d the order is "
+            "that by cosine", FEWEST_VOTERS, Q,
+        )  # fmt: skip
+        return _ordered(queries, gallery, depth or G, device, lambda _, cosines: cosines)
+    parts = list(exact.slices(Q, max(1, CELLS_AT_ONCE // G)))
+    kept = _cosines(queries, gallery, device) if len(parts) == 1 else None
+    own = np.full(Q, -1) if self_at is None else self_at
+    excess = np.zeros(G)  # of votes, as a logarithm
+    for _ in range(BALANCE_STEPS):
+        votes = np.full(G, -np.inf)
+        for part in parts:
+            cosines = _cosines(queries[part], gallery, device) if kept is None else kept
+            strength = cosines / temperature
+            itself = np.flatnonzero(own[part] >= 0)
+            strength[itself, own[part][itself]] = -np.inf
+            given = strength - logsumexp(strength - excess, axis=1, keepdims=True)
+            votes = np.logaddexp(votes, logsumexp(given, axis=0))
+        excess = votes
+    correction = temperature * (excess - excess.mean())  # (G,)
+    return _ordered(queries, gallery, depth or G, device, lambda _, cosines: cosines - correction)
 
 
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────
