@@ -24,7 +24,7 @@ from vizsla.model.embedder import Embedder
 from vizsla.options import TuneConfig
 from vizsla.run import functions
 from vizsla.run.best import search as searching
-from vizsla.run.best.best_so_far import BestSoFar
+from vizsla.run.best.best_so_far import FINISHING, BestSoFar
 from vizsla.run.best.candidates import Candidate, HeldOut, Network
 from vizsla.run.best.journal import (
     NO_TIME,
@@ -378,6 +378,31 @@ def test_the_same_call_continues_and_computes_nothing_again(
     ]
 
 
+def test_a_continued_search_knows_how_long_each_step_takes(tinted: Path, tmp_path: Path) -> None:
+    settings, network = config(tinted, tmp_path), Network(MODELS["first"])
+
+    def continued() -> BestSoFar:
+        return BestSoFar(settings.run, tmp_path, Journal.open(tmp_path, 100.0), None)
+
+    def stopped(stage: str, done: int, total: int) -> None:
+        if stage.startswith("embedding") and done:
+            raise TimeIsUp
+
+    before = continued()
+    assert before.seconds(network, 100) == 0 and before.run_seconds == FINISHING
+    with pytest.raises(TimeIsUp):
+        before.held.embedded(network, before.held.data.query, "test", stopped)
+    before.times |= {"heads": 3.0, "run": 9.0, "chain": 4.0}
+    before.journal.save()
+    after = continued()
+    assert after.seconds(network, 100) == before.seconds(network, 100) > 0
+    after.held.embedded(network, after.held.data.query, "test", lambda *_: None)
+    assert after.seconds(network, 100) == before.seconds(network, 100)  # though it took less
+    assert after.run_seconds == 9.0
+    search = searching._Search(settings, after)
+    assert search.chain_seconds == 4.0 and search._seconds_of_heads == 9.0
+
+
 def _never(*_: Any, **__: Any) -> None:
     raise AssertionError("nothing is to be run")
 
@@ -548,7 +573,7 @@ def test_joined_vectors_have_the_weighted_cosines(tinted: Path, tmp_path: Path) 
         pass
 
     shared = config(tinted, tmp_path).run
-    held = HeldOut(shared, folders_of(shared), tmp_path)
+    held = HeldOut(shared, folders_of(shared), tmp_path, {})
     a, b = (Network(folder) for folder in MODELS.values())
     test = [held.embedded(a, held.data.query, "test", report).vectors] * 2
     held.draw(TuneConfig.from_options(SEEN), a, test, report)

@@ -43,14 +43,16 @@ class BestSoFar:
 
     first: the values of the first model. plain: the best candidate without a chain. untrained: the
     best values of networks as they are, without a head or a chain. singles: the networks that were
-    tried alone, without a chain. skipped: steps that were not tried.
+    tried alone, without a chain. skipped: steps that were not tried. times: measured seconds, see
+    `HeldOut`; and of a complete `run` once its vectors are there.
     """
 
     def __init__(
         self, shared: RunConfig, folder: Path, journal: Journal, progress: Report | None
     ) -> None:
         self.shared, self.journal, self.progress = shared, journal, progress
-        self.held = HeldOut(shared, folders_of(shared), folder)
+        self.times: dict[str, float] = journal.known.setdefault("times", {})
+        self.held = HeldOut(shared, folders_of(shared), folder, self.times)
         self.first: Trial | None = None
         self.plain: Tried | None = None
         self.best: Tried | None = None
@@ -59,7 +61,6 @@ class BestSoFar:
         self.skipped: list[Step] = []
         self._entered: set[str] = set()  # journal keys of the candidates that were entered
         self.test_images = 0
-        self.run_seconds = FINISHING  # seconds that a complete run takes once its vectors are there
         self._kept_back = 0.0  # seconds that the current step must leave for a complete run
 
     @property
@@ -81,12 +82,17 @@ class BestSoFar:
         if candidate.head != "none":
             rest = self.held.not_embedded
             seconds += sum(LOADING + self.seconds(one, rest) for one in candidate.projected)
-            seconds += FITTING * self.held.head_seconds
+            seconds += FITTING * self.times.get("heads", 0.0)
         return self.run_seconds + seconds
+
+    @property
+    def run_seconds(self) -> float:
+        """Seconds that a complete run takes once its vectors are there."""
+        return self.times.get("run", FINISHING)
 
     def seconds(self, network: Network, images: int) -> float:
         """Seconds that it takes to embed so many images, as far as is known."""
-        return 1.15 * self.held.seconds_per_image.get(network.key, 0.0) * images
+        return 1.15 * self.times.get(network.key, 0.0) * images
 
     def attempt(
         self,
@@ -244,7 +250,7 @@ class BestSoFar:
             log.warning("no run of %s, so that an earlier one is the best: %s", candidate, error)
             return
         taken = self.journal.spent() - started - known_parts
-        self.run_seconds = max(self.run_seconds, 1.2 * taken)
+        self.times["run"] = max(self.run_seconds, 1.2 * taken)
         self._record_validation(done, self.best.trial)
         self._set_best_run(candidate, done)
 

@@ -153,8 +153,8 @@ class HeldOut:
     """The training images that are held out from every training, and candidates' scores on them.
 
     config: as trainings hold images out, so that these are new to tuned networks too. others: the
-    training images that are not held out. seconds_per_image: by the key of each network that has
-    embedded images. head_seconds: seconds that the heads of joined vectors took.
+    training images that are not held out. times: measured seconds, which the journal keeps: of one
+    image, by the key of each network; and of fitting the `heads` of joined vectors.
     """
 
     config: TuneConfig
@@ -163,11 +163,11 @@ class HeldOut:
     on: ValidationSet
     trials: Trials
 
-    def __init__(self, shared: RunConfig, data: DataFolders, folder: Path) -> None:
-        self.shared, self.data, self.folder = shared, data, folder
-        self.seconds_per_image: dict[str, float] = {}
+    def __init__(
+        self, shared: RunConfig, data: DataFolders, folder: Path, times: dict[str, float]
+    ) -> None:
+        self.shared, self.data, self.folder, self.times = shared, data, folder, times
         self._embedded: dict[str, set[str]] = {}  # key of a network → the images it has embedded
-        self.head_seconds = 0.0
         self._heads: dict[Candidate, AnyProjection] = {}
         self._runtimes: dict[str, Runtime] = {}
         self._computes: dict[str, Compute] = {}
@@ -226,18 +226,24 @@ class HeldOut:
             return Embeddings.open(out, root=images.folder)
         with waiting(report, f"loading {network}"):
             runtime = self.runtime(network)
-            if network.key not in self.seconds_per_image:
+            is_new = network.key not in self.times
+            if is_new:
                 runtime.submit(runtime.blank_batch()).result()  # its start is not counted
         before = self._embedded.setdefault(network.key, set())
         new = set(images.ids) - before  # the others come from the cache
         started = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            if is_new and done:  # known even if this is stopped: the rest takes a part of the time
+                self.times[network.key] = (time.monotonic() - started) / done
+            report(f"embedding {network}", done, total)
+
         vectors = embed(
             images, runtime.embedder, out, runtime=runtime, cache=self.shared.cache,
-            max_pixels=self.shared.max_pixels,
-            progress=lambda done, total: report(f"embedding {network}", done, total),
+            max_pixels=self.shared.max_pixels, progress=progress,
         )  # fmt: skip
-        if len(new) >= max(1, len(before)):  # of few images the time is imprecise
-            self.seconds_per_image[network.key] = (time.monotonic() - started) / len(new)
+        if 0 < len(before) <= len(new):  # of few images the time is imprecise
+            self.times[network.key] = (time.monotonic() - started) / len(new)
         before |= new
         return vectors
 
@@ -294,7 +300,7 @@ class HeldOut:
             if only in (None, name):
                 found.append(dataclasses.replace(candidate, head=name, chain="none"))
                 self._heads[found[-1].of_head] = make()
-        self.head_seconds = max(self.head_seconds, time.monotonic() - started)
+        self.times["heads"] = max(self.times.get("heads", 0.0), time.monotonic() - started)
         return found
 
     # ── values ───────────────────────────────────────────────────────────────────────────────────

@@ -153,7 +153,6 @@ class _Search:
     def __init__(self, config: BestConfig, so_far: BestSoFar) -> None:
         self.config, self.so_far = config, so_far
         self.held, self.journal = so_far.held, so_far.journal
-        self.chain_seconds = 0.0  # of the slowest choice of a chain so far
         self.held_out = ""  # what images the choices were made on, in words
 
     def all_steps(self) -> None:
@@ -202,6 +201,11 @@ class _Search:
             if is_thorough or not is_tuned:  # of tuned vectors it rarely gains
                 self._head()
             self._chain()
+
+    @property
+    def chain_seconds(self) -> float:
+        """Of the slowest choice of a chain so far."""
+        return self.so_far.times.get("chain", 0.0)
 
     @property
     def _stages(self) -> set[str]:
@@ -313,7 +317,7 @@ class _Search:
     @property
     def _seconds_of_heads(self) -> float:
         """To fit all once to choose one, and that one once more for a complete run."""
-        return 2 * FITTING * self.held.head_seconds
+        return 2 * FITTING * self.so_far.times.get("heads", 0.0)
 
     def _try_slower(self, networks: Sequence[Network]) -> bool:
         """Tries those for which there also is time to fit a head and choose a chain afterwards;
@@ -436,7 +440,8 @@ class _Search:
                 name, needs = f"chain after {plain}", 1.2 * self.chain_seconds
                 found = self.so_far.attempt("chain", name, choose, needs=needs, like=plain)
             if found is not None:
-                self.chain_seconds = max(self.chain_seconds, self.journal.spent() - started)
+                taken = self.journal.spent() - started
+                self.so_far.times["chain"] = max(self.chain_seconds, taken)
             elif (once := dataclasses.replace(plain, chain=earlier)) != self.so_far.best.candidate:
                 # to try one takes a small part of the time of choosing
                 self.so_far.attempt("chain", str(once), once, needs=self.chain_seconds / 4)
