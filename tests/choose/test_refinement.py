@@ -177,7 +177,9 @@ def crops(scene: Callable[..., Image.Image], tmp_path: Path) -> ImageSet:
     return ImageSet(tmp_path, ids, pa.table({"label": [name[:2] for name in ids]}))
 
 
-def test_verify_is_kept_where_it_helps_and_refused_elsewhere(crops: ImageSet) -> None:
+def test_verify_is_kept_where_it_helps_and_refused_elsewhere(
+    crops: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("cv2", reason="needs the extra local")
     rows = np.random.default_rng(1).standard_normal((len(crops), 8))
     plain = Embeddings.from_arrays(rows, crops.ids, model_id="m")
@@ -197,6 +199,11 @@ def test_verify_is_kept_where_it_helps_and_refused_elsewhere(crops: ImageSet) ->
     other = crops.attributes.set_column(0, "label", [[f"{i % 8}" for i in range(len(crops))]])
     refused = chosen(replace(crops, attributes=other))  # labels that no image shows
     assert str(refused.chain) == "none" and any("verify" in t.name for t in refused.trials)
+    monkeypatch.setattr(refinement, "SCREENING_QUERIES", 1)  # the first draw
+    assert chosen(crops).chain == kept.chain
+    early = chosen(replace(crops, attributes=other))  # is slow, so it is not tried on all draws
+    assert str(early.chain) == "none" and early.screened >= 3
+    assert not any("verify" in t.name for t in early.trials)
 
 
 def test_tokens_are_tried_where_the_model_is_known_and_small_enough(

@@ -4,7 +4,7 @@ import importlib.util
 import logging
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -396,8 +396,8 @@ class _Search:
             last = self.best_of([Chain((*first, step)) for step in steps]).steps[-1]
 
     def try_comparing(self, chain: Chain, *, tokens: bool) -> None:
-        """Tries the chain with a step after it that compares parts of images; with many candidates
-        only if it gains with few."""
+        """Tries the chain with a step after it that compares parts of images; on all draws only if
+        it gains on a few, and with many candidates only if it gains with few."""
         steps = [Step.of(VERIFY)]
         if tokens:
             steps += [Step.of(MAXSIM), Step.of(VERIFY, features="tokens")]
@@ -406,8 +406,15 @@ class _Search:
                 Chain((*chain.steps, step.with_changes(n=n, weight=weight)))
                 for weight in COMPARED_WEIGHTS
             ] for n in COMPARED_N)  # fmt: skip
-            if self.best_of([chain, *few]) != chain:
+            if self.best_of([chain, *self._gaining(chain, few)]) != chain:
                 self.best_of(many)
+
+    def _gaining(self, chain: Chain, others: Sequence[Chain]) -> list[Chain]:
+        """Those that are better than the chain on a few draws; all if all draws are few."""
+        if self.screening.on is self.trials.on:
+            return list(others)
+        value = self._tried(chain, self.screening).value
+        return [one for one in others if self._tried(one, self.screening).value > value]
 
     def cost_of_comparing(self) -> str:
         """The time that comparing parts takes, in words; empty if nothing was compared."""
