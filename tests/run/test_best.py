@@ -18,6 +18,7 @@ import vizsla
 from vizsla import storage
 from vizsla.choose.validation import Trial
 from vizsla.cli.main import app
+from vizsla.data.imageset import ImageSet
 from vizsla.errors import UsageError
 from vizsla.model import hub
 from vizsla.model.embedder import Embedder
@@ -403,6 +404,28 @@ def test_a_continued_search_knows_how_long_each_step_takes(tinted: Path, tmp_pat
     assert after.run_seconds == 9.0
     search = searching._Search(settings, after)
     assert search.chain_seconds == 4.0 and search._seconds_of_heads == 9.0
+
+
+def test_vectors_from_the_cache_do_not_make_a_network_look_fast(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Network(MODELS["first"])
+    shared = dataclasses.replace(config(tinted, tmp_path).run, cache=str(tmp_path / "cache"))
+    gallery = folders_of(shared).gallery
+    assert gallery is not None
+
+    def embedded(images: ImageSet, folder: str) -> float:
+        held = HeldOut(shared, folders_of(shared), tmp_path / folder, {})
+        held.embedded(network, images, "test", lambda *_: None)
+        return held.times[network.key]
+
+    def blank_batch(self: HeldOut, network: Network) -> None:
+        self.times[network.key] = 1000.0
+
+    assert embedded(gallery.subset(np.arange(len(gallery) // 2)), "first") > 0
+    monkeypatch.setattr(HeldOut, "_time_blank_batch", blank_batch)
+    assert embedded(gallery.subset(np.arange(len(gallery) // 2)), "second") == 1000
+    assert 0 < embedded(gallery, "third") < 1000  # half of them are new
 
 
 def _never(*_: Any, **__: Any) -> None:

@@ -49,12 +49,13 @@ class Runtime:
     Pixels are copied as bytes, a quarter of the size of floats, and converted on the device. On a
     GPU `submit` returns at once, so that the next batch can be copied in the meantime. Raises
     RuntimeFailed at the first batch if another runtime than torch fails there; after `use_torch`
-    the same batch can be submitted again.
+    the same batch can be submitted again. images: how many were submitted so far.
     """
 
     def __init__(self, embedder: Embedder, compute: Compute) -> None:
         self.embedder, self.compute = embedder, compute
         self.device = torch.device(compute.device)
+        self.images = 0
         self._vectors: Vectors | None = None  # made at the first batch
 
     def submit(self, pixels: Tensor) -> PendingVectors:
@@ -62,6 +63,7 @@ class Runtime:
         result is complete."""
         if self._vectors is None:  # here, since the embedder may be sent to another process before
             self._vectors = self._started(pixels)
+        self.images += len(pixels)
         vectors = self._run(self._vectors, pixels)
         if self.device.type != "cuda":
             return PendingVectors(vectors.cpu())

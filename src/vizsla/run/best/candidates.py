@@ -167,7 +167,7 @@ class HeldOut:
         self, shared: RunConfig, data: DataFolders, folder: Path, times: dict[str, float]
     ) -> None:
         self.shared, self.data, self.folder, self.times = shared, data, folder, times
-        self._embedded: dict[str, set[str]] = {}  # key of a network → the images it has embedded
+        self._measured: dict[str, int] = {}  # key → of how many images the time is, at least
         self._heads: dict[Candidate, AnyProjection] = {}
         self._runtimes: dict[str, Runtime] = {}
         self._computes: dict[str, Compute] = {}
@@ -228,24 +228,34 @@ class HeldOut:
             runtime = self.runtime(network)
             is_new = network.key not in self.times
             if is_new:
-                runtime.submit(runtime.blank_batch()).result()  # its start is not counted
-        before = self._embedded.setdefault(network.key, set())
-        new = set(images.ids) - before  # the others come from the cache
-        started = time.monotonic()
+                self._time_blank_batch(network)
+        before, started = runtime.images, time.monotonic()
+
+        def measured() -> int:
+            new = runtime.images - before  # the others come from the cache
+            if new and (is_new or 0 < self._measured.get(network.key, 0) <= new):
+                self.times[network.key] = (time.monotonic() - started) / new
+            return new
 
         def progress(done: int, total: int) -> None:
-            if is_new and done:  # known even if this is stopped: the rest takes a part of the time
-                self.times[network.key] = (time.monotonic() - started) / done
+            measured()  # known even if this is stopped: the rest takes a part of the time
             report(f"embedding {network}", done, total)
 
         vectors = embed(
             images, runtime.embedder, out, runtime=runtime, cache=self.shared.cache,
             max_pixels=self.shared.max_pixels, progress=progress,
         )  # fmt: skip
-        if 0 < len(before) <= len(new):  # of few images the time is imprecise
-            self.times[network.key] = (time.monotonic() - started) / len(new)
-        before |= new
+        self._measured[network.key] = max(self._measured.get(network.key, 0), measured())
         return vectors
+
+    def _time_blank_batch(self, network: Network) -> None:
+        """Times an image without reading it: known even where all vectors are in the cache."""
+        runtime = self.runtime(network)
+        batch = runtime.blank_batch()
+        runtime.submit(batch).result()  # its start is not counted
+        started = time.monotonic()
+        runtime.submit(batch).result()
+        self.times[network.key] = (time.monotonic() - started) / len(batch)
 
     def vectors(self, candidate: Candidate, report: Report) -> Embeddings:
         """(N, D) of the held-out images, by all of the candidate's networks."""
