@@ -182,6 +182,24 @@ def test_slow_models_come_after_a_head_and_a_chain(
     assert with_two in [step.name for step in found.steps if step.stage == "head"]
 
 
+@pytest.mark.parametrize(
+    ("validate_on", "seconds", "early"),
+    [("seen-classes", 39, True), ("seen-classes", 41, False),
+     ("new-classes", 2, True), ("new-classes", 4, False)],
+)  # fmt: skip
+def test_a_head_of_the_first_model_comes_first_where_it_is_cheap_or_gains_most(
+    validate_on: str, seconds: float, early: bool, tinted: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    settings = config(tinted, tmp_path)
+    so_far = BestSoFar(settings.run, tmp_path, Journal(tmp_path / "best.json", 100.0), None)
+    so_far.held.others = []  # type: ignore[assignment]
+    monkeypatch.setattr(so_far, "seconds", lambda *args: seconds)
+    search = searching._Search(settings, so_far)
+    search.validating = {"validate_on": validate_on}
+    assert search._head_gains_early(Network(MODELS["first"])) == early
+
+
 def test_a_head_takes_the_networks_that_there_is_time_for(
     tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

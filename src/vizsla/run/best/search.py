@@ -52,7 +52,8 @@ MODELS = (  # tried where their weights are here, or can be downloaded; the firs
 HALVING_SHARE = 0.1  # of the budget: if all models take more, the worse half is left out early
 SIZES = (1.3, 1.6)  # times the image size that a network was trained with
 FROZEN_SHARE = 0.15  # of the budget that a model may take that is tried before heads and chains
-EARLY_HEAD_SHARE = 0.4  # that a head of the first model may take before others are tried
+# of the budget, that a head of the first model may take before others are tried
+EARLY_HEAD_SHARE = {SEEN: 0.4, NEW: 0.03}
 WEIGHTS = (0.25, 0.5, 1.0, 2.0)  # of a further network, relative to the mean of the others
 JOINED, MOST_JOINABLE = 3, 5  # networks that are joined, out of how many
 TUNED = ("last", "full")  # what is fine-tuned on a CPU, and on a GPU
@@ -473,10 +474,10 @@ class _Search:
 
     def _head_gains_early(self, first: Network) -> bool:
         """Whether a head of the first network comes before other networks: of seen classes it
-        usually gains more than they do."""
+        usually gains more than they do, of new ones it may, and of few images it takes no time."""
         seconds = self.so_far.seconds(first, len(self.held.others))
-        is_seen = self.validating["validate_on"] == SEEN
-        return is_seen and seconds < EARLY_HEAD_SHARE * self.config.budget
+        share = EARLY_HEAD_SHARE[self.validating["validate_on"]]
+        return seconds < share * self.config.budget
 
     def _join_tuned(self) -> None:
         """Joins the vectors of a tuned network with those of the best head; without a head, joins
