@@ -15,9 +15,9 @@ from vizsla.data.tiles import Tiles
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.local_features import LocalFeatures, LocalSource, Sift, features_of
 from vizsla.errors import DataError, ImageError, UsageError
-from vizsla.search.chain import parse_chain, rank_refined
+from vizsla.search.chain import Refiner, SharedPairs, parse_chain, rank_refined
 from vizsla.search.geometry import MODELS, RULES, geometry_of, mutual_matches, probability
-from vizsla.search.verify import features_of_both
+from vizsla.search.verify import Features, features_of_both
 
 cv2 = pytest.importorskip("cv2", reason="needs the extra local")
 Scene = Callable[..., Image.Image]
@@ -162,6 +162,32 @@ def test_verify_brings_the_right_image_to_the_top(embedded: tuple[Embeddings, Em
     again = rank_refined(*embedded, parse_chain("verify(n=8)"))
     np.testing.assert_array_equal(found.positions, again.positions)
     np.testing.assert_array_equal(found.scores, again.scores)
+
+
+def test_draws_of_the_same_images_compare_each_pair_once(
+    embedded: tuple[Embeddings, Embeddings],
+) -> None:
+    queries, gallery = embedded
+    shared: SharedPairs = {}
+    both = features_of_both(queries, gallery)
+    orders = [np.arange(8), np.array([5, 1, 4, 7])]
+    for order, compared in zip(orders, (16, 0), strict=True):
+
+        def features(kind: str, order: np.ndarray = order) -> tuple[Features, Features]:
+            of_queries, of_gallery = both(kind)
+            return of_queries, lambda at: of_gallery(order[list(at)])
+
+        vectors = queries.vectors, gallery.vectors[order]
+        refiner = Refiner(
+            *vectors, features=features, shared_pairs=shared, numbers=(np.arange(2), order)
+        )
+        alone = Refiner(*vectors, features=features)
+        chain = parse_chain("verify(n=8)")
+        for one, other in zip(
+            refiner.top_k(chain, len(order)), alone.top_k(chain, len(order)), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+        assert [pairs.compared for pairs in refiner.pairs.values()] == [compared]
 
 
 def test_verify_re_ranks_what_tiles_have_found(embedded: tuple[Embeddings, Embeddings]) -> None:

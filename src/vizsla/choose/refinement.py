@@ -39,6 +39,7 @@ from vizsla.search.chain import (
     VERIFY,
     Chain,
     Refiner,
+    SharedPairs,
     Step,
     check_uses,
 )
@@ -277,9 +278,11 @@ class _Search:
         if rows.shape[1] > len(rows):  # the same cosines in as many dimensions as there are vectors
             rows = np.asarray(np.linalg.qr(rows.T, mode="r")).T.copy()
         tiles = rows.reshape(len(vectors), T, -1)
+        shared: SharedPairs = {}  # an image is in several draws
         self.refiners = [
             Refiner(tiles[d.query, 0], tiles[d.gallery].reshape(-1, rows.shape[1]),
-                    vectors_each=T, features=features and of_subsets(features, d.query, d.gallery))
+                    vectors_each=T, features=features and of_subsets(features, d.query, d.gallery),
+                    shared_pairs=shared, numbers=(d.query, d.gallery))
             for d in validation.draws
         ]  # fmt: skip
         self.comparisons = 0 if features is None else 3 if tokens else 1

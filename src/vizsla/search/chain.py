@@ -34,6 +34,7 @@ USES = {
 LEVELS = list(USES)
 
 Value = int | float | bool | str
+SharedPairs = dict[tuple[str, ...], dict[tuple[int, int], float]]  # see `Refiner`
 # name → its options with their defaults. `dba` and `aqe` change vectors, the next three rank;
 # those of AFTER re-rank the first results of the steps before them.
 STEPS: dict[str, dict[str, Value]] = {
@@ -309,7 +310,9 @@ class Refiner:
 
     What chains have in common (neighbour graphs, augmented galleries) is computed once.
     vectors_each: T, where the gallery is (G·T, D) of the tiles of an image. self_at: (Q,) each
-    query's gallery position, where both are one set. features: for `verify`.
+    query's gallery position, where both are one set. features: for `verify`. shared_pairs: what is
+    known of pairs of images in several draws of the same, by name of the step, features and model;
+    numbers: of the queries and gallery images there.
     """
 
     def __init__(
@@ -322,11 +325,14 @@ class Refiner:
         device: str = "cpu",
         graphs: Keeper | None = None,
         features: BothFeatures | None = None,
+        shared_pairs: SharedPairs | None = None,
+        numbers: tuple[np.ndarray, np.ndarray] | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.vectors_each, self.size = vectors_each, len(gallery) // vectors_each
         self.self_at, self.device, self.graphs, self.progress = self_at, device, graphs, progress
-        self.features = features
+        self.features, self.numbers = features, numbers
+        self.shared_pairs = {} if shared_pairs is None else shared_pairs
         self.pairs: dict[tuple[str, ...], Pairs] = {}  # of a step's name, features and model
         self._vectors: dict[tuple[Step, ...], tuple[np.ndarray, np.ndarray]] = {
             (): (queries, gallery)
@@ -396,7 +402,8 @@ class Refiner:
             if self.features is None:
                 raise DataError(f"{step.name} compares images: it cannot re-rank vectors alone")
             compare = max_similarities if step.name == MAXSIM else same_thing(step["model"])
-            self.pairs[key] = Pairs(*self.features(kind), compare)
+            known = self.shared_pairs.setdefault(key, {})
+            self.pairs[key] = Pairs(*self.features(kind), compare, known, self.numbers)
         ranked = self.top_k(before, max(k, n))
         positions, scores = reranked(
             *ranked, self.pairs[key], n=n, weight=step["weight"], progress=self.progress

@@ -26,25 +26,40 @@ Compare = Callable[[LocalFeatures, Sequence[LocalFeatures]], np.ndarray]
 class Pairs:
     """How alike the parts of a query and of a gallery image are; each pair is compared once.
 
-    compared: how many pairs so far. seconds: the time for these, without extracting features.
+    known: the values of pairs, which may be shared with other draws of the same images. numbers: of
+    these queries and gallery images there. compared: how many pairs so far. seconds: the time for
+    these, without extracting features.
     """
 
-    def __init__(self, queries: Features, gallery: Features, compare: Compare) -> None:
+    def __init__(
+        self,
+        queries: Features,
+        gallery: Features,
+        compare: Compare,
+        known: dict[tuple[int, int], float] | None = None,
+        numbers: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
         self.queries, self.gallery, self.compare = queries, gallery, compare
         self.seconds, self.compared = 0.0, 0
-        self._known: dict[tuple[int, int], float] = {}
+        self._known = {} if known is None else known
+        self._numbers = numbers
 
     def likeness(self, query: int, positions: np.ndarray) -> np.ndarray:
         """(n,) for the gallery images at these positions."""
-        new = [at for at in positions.tolist() if (query, at) not in self._known]
+        at = positions.tolist()
+        keys = [(query, position) for position in at]
+        if self._numbers is not None:
+            of_queries, of_gallery = self._numbers
+            keys = [(int(of_queries[query]), int(of_gallery[position])) for position in at]
+        new = [i for i, key in enumerate(keys) if key not in self._known]
         if new:
-            [of_query], others = self.queries([query]), self.gallery(new)
+            [of_query], others = self.queries([query]), self.gallery([at[i] for i in new])
             started = time.perf_counter()
-            for at, value in zip(new, self.compare(of_query, others), strict=True):
-                self._known[query, at] = float(value)
+            for i, value in zip(new, self.compare(of_query, others), strict=True):
+                self._known[keys[i]] = float(value)
             self.seconds += time.perf_counter() - started
             self.compared += len(new)
-        return np.array([self._known[query, at] for at in positions.tolist()])
+        return np.array([self._known[key] for key in keys])
 
 
 def same_thing(model: str) -> Compare:
