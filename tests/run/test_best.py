@@ -19,13 +19,14 @@ from vizsla import storage
 from vizsla.choose.validation import Trial
 from vizsla.cli.main import app
 from vizsla.data.imageset import ImageSet
-from vizsla.errors import UsageError
+from vizsla.errors import DataError, UsageError
 from vizsla.model import hub
 from vizsla.model.embedder import Embedder
+from vizsla.model.model_card import Origin
 from vizsla.options import TuneConfig
 from vizsla.run import functions
 from vizsla.run.best import search as searching
-from vizsla.run.best.best_so_far import FINISHING, BestSoFar
+from vizsla.run.best.best_so_far import FINISHING, BestSoFar, Tried
 from vizsla.run.best.candidates import Candidate, HeldOut, Network
 from vizsla.run.best.journal import (
     NO_TIME,
@@ -198,6 +199,50 @@ def test_a_head_of_the_first_model_comes_first_where_it_is_cheap_or_gains_most(
     search = searching._Search(settings, so_far)
     search.validating = {"validate_on": validate_on}
     assert search._head_gains_early(Network(MODELS["first"])) == early
+
+
+@pytest.mark.parametrize("seconds", [0.001, 10.0])
+def test_the_speed_of_a_single_other_model_is_measured_first(
+    seconds: float, tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow one comes after heads and chains; all its images would take the whole budget."""
+    settings = config(tinted, tmp_path)
+    so_far = BestSoFar(settings.run, tmp_path, Journal(tmp_path / "best.json", 100.0), None)
+    so_far.held.drawn = SimpleNamespace(images=[None] * 50)  # type: ignore[assignment]
+    tried: list[str] = []
+
+    def few(self: HeldOut, networks: list[Network], report: Any) -> dict[str, float]:
+        (network,) = networks
+        self.times[network.key] = seconds
+        return {network.key: 0.5}
+
+    monkeypatch.setattr(HeldOut, "first_impressions", few)
+    monkeypatch.setattr(so_far, "attempt", lambda stage, name, what: tried.append(name))
+    first, second = (Network(folder) for folder in MODELS.values())
+    slower = searching._Search(settings, so_far)._try_frozen([first, second])
+    assert (slower, tried) == (([second], []) if seconds > 1 else ([], [str(second)]))
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("dinov2-s14", [294, 364]), ("resnet18", [288, 352])])
+def test_larger_images_are_whole_patches(
+    name: str, sizes: list[int], tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tinted, tmp_path)
+    so_far = BestSoFar(settings.run, tmp_path, Journal(tmp_path / "best.json", 100.0), None)
+    so_far.held.drawn = SimpleNamespace(images=[None] * 50)  # type: ignore[assignment]
+    values = np.linspace(0.4, 0.6, 40)
+    trial = Trial("", values, values, values)
+    so_far.singles[Network(name)] = trial
+    so_far.plain = Tried(Candidate((Network(name),)), trial)
+    tried: list[int | None] = []
+
+    def attempt(stage: str, name: str, what: Candidate, *, needs: float) -> None:
+        tried.append(what.networks[0].image_size)
+        so_far.plain = Tried(what, trial)  # is better
+
+    monkeypatch.setattr(so_far, "attempt", attempt)
+    searching._Search(settings, so_far)._try_larger_and_mirrored()
+    assert tried == [*sizes, sizes[-1]]
 
 
 def test_a_head_takes_the_networks_that_there_is_time_for(

@@ -301,9 +301,7 @@ class _Search:
     def _try_frozen(self, networks: Sequence[Network]) -> list[Network]:
         """Tries models as they are; of many, only the better half on few images. Those that would
         take more than FROZEN_SHARE of the budget are not tried yet, but returned."""
-        others = list(networks[1:])
-        if len(others) > 2:
-            others = self._better_half(others)
+        others = self._better_half(list(networks[1:]))
         limit = FROZEN_SHARE * self.config.budget
         slower = [one for one in others if self.so_far.seconds(one, self._ranked) > limit]
         for network in others:
@@ -336,6 +334,8 @@ class _Search:
         return tried
 
     def _better_half(self, networks: list[Network]) -> list[Network]:
+        """The better half by few images, which also show how fast each one is; all, if these are
+        at most two, or fast."""
         name = "frozen: on few images"
         values = dict(self.journal.known.get(name) or {})
         for network in networks:
@@ -348,14 +348,14 @@ class _Search:
                     log.debug("%s", network, exc_info=True)
                     log.warning("%s left out: %s", network, error)
                     values[network.key] = -1.0
+                finally:
+                    self.journal.begun.pop(f"{name} {network}")
                 self.journal.end(f"{name} {network}", None, True)
                 self.journal.known[name] = values
         ordered = sorted(networks, key=lambda network: -values.get(network.key, -1.0))
         images = len(self.held.drawn.images)
-        if (
-            sum(self.so_far.seconds(one, images) for one in networks)
-            < HALVING_SHARE * self.config.budget
-        ):
+        seconds = sum(self.so_far.seconds(one, images) for one in networks)
+        if len(networks) <= 2 or seconds < HALVING_SHARE * self.config.budget:
             return ordered
         kept = ordered[: max(2, (len(ordered) + 1) // 2)]
         for network in ordered[len(kept) :]:
@@ -376,12 +376,15 @@ class _Search:
         )
         if Path(network.model).is_dir():
             return
-        size = find_backbone(network.model).image_size
+        backbone = find_backbone(network.model)
+        size = backbone.image_size
         images = self._ranked
         if self.so_far.plain.candidate.head != "none":
             images += len(self.held.others)
         for factor in SIZES if size else ():
-            larger = dataclasses.replace(network, image_size=round((size or 0) * factor / 32) * 32)
+            step = 14 if "14" in backbone.architecture else 32  # patches of 14 × 14 pixels
+            pixels = step * round((size or 0) * factor / step)
+            larger = dataclasses.replace(network, image_size=pixels)
             needs = factor**2 * self.so_far.seconds(network, images)
             self.so_far.attempt("image size", str(larger), Candidate((larger,)), needs=needs)
             if self.so_far.plain.candidate != Candidate((larger,)):
