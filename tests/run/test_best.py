@@ -571,6 +571,42 @@ def test_what_stops_the_whole_command_twice_is_left_out(tmp_path: Path) -> None:
     assert Journal.open(tmp_path, 10.0).begin("frozen: b")
 
 
+def test_what_is_interrupted_by_hand_is_tried_again_however_often(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = [Network(folder) for folder in MODELS.values()]
+
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HeldOut, "trial", stopped)
+    monkeypatch.setattr(HeldOut, "first_impressions", stopped)
+    for _ in range(3):
+        journal, settings = Journal.open(tmp_path, 100.0), config(tinted, tmp_path)
+        so_far = BestSoFar(settings.run, tmp_path, journal, None)
+        with pytest.raises(KeyboardInterrupt):
+            so_far.attempt("frozen", "first", Candidate((networks[0],)))
+        with pytest.raises(KeyboardInterrupt):
+            searching._Search(settings, so_far)._better_half(networks)
+        journal.save()
+    assert not Journal.open(tmp_path, 100.0).begun
+
+
+def test_a_first_model_that_cannot_be_compared_is_the_result(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: HeldOut, *_: Any) -> Trial:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(HeldOut, "trial", broken)
+    for _ in range(2):
+        found = best(config(tinted, tmp_path))
+        assert found.candidate == Candidate((Network(MODELS["first"]),))
+        assert found.held_out == f"{MODELS['first']}: failed: no memory"
+        words = " ".join(found.text().split())
+        assert words.startswith("nothing could be chosen, so this is the first model as it is: ")
+
+
 def test_a_first_model_that_takes_the_whole_budget_is_the_result(
     tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,7 +138,6 @@ class BestSoFar:
             candidate = what if isinstance(what, Candidate) else what()
             trial = self.held.trial(candidate, self.report)
         except TimeIsUp:
-            self.journal.begun.pop(key, None)
             self._skip(Step(stage, name, verdict=NO_TIME))
             return None
         except Exception as error:  # the next candidate may work
@@ -147,8 +146,9 @@ class BestSoFar:
             log.warning("%s %s failed: %s", stage, name, reason)
             self.journal.end(key, Step(stage, name, verdict=f"failed: {reason}"[:120]))
             return None
-        finally:
+        finally:  # also after Ctrl-C
             self._kept_back = 0.0
+            self.journal.begun.pop(key, None)
         tried = Tried(candidate, trial)
         kept = self._is_kept(tried)
         steps = " + ".join(step.name for step in parse_chain(candidate.chain).steps)

@@ -67,6 +67,11 @@ class BestResult(Shown):
         return ValidationScores.of(storage.read_json(path).get("validation")) if path else None
 
     @property
+    def has_values(self) -> bool:
+        """Whether anything was compared on held-out images."""
+        return any(step.value is not None for step in self.steps)
+
+    @property
     def again(self) -> str:
         """The command that repeats the best run."""
         return f"vizsla run --again {self.run.folder}"
@@ -115,7 +120,7 @@ class BestResult(Shown):
         """All of it, for a terminal."""
         table = steps_table(self.steps)
         lines = wrapped(f"{NOTHING} {self.held_out}")
-        if self.steps:
+        if self.has_values:
             lines = [
                 *wrapped(f"tried on {self.held_out} ({OTHER_DRAWS}):"),
                 *table.lines(WIDTH, keep=table.columns, whole=table.columns[2:]),
@@ -187,7 +192,7 @@ def finished(config: RunConfig, journal: Journal, skipped: list[Step], held_out:
         journal.is_unchanged,
     )
     remarks = [
-        f"{'tried on' if found.steps else NOTHING} {held_out}",
+        f"{'tried on' if found.has_values else NOTHING} {held_out}",
         *found.notes(),
         f"after {found.seconds:.0f} of {found.budget:.0f} s",
         f"to repeat it: {found.again}",

@@ -240,9 +240,12 @@ class _Search:
         report = self.journal.guarded(self.so_far.progress, OVERRUN * self.config.budget)
         self._imitate_test_part(first, done, report)
         self.so_far.test_images = sum(map(len, vectors))
-        splitting = TuneConfig.from_options({**self.validating, "draws": DRAWS})
+        splitting = dataclasses.replace(self.so_far.shared.training, draws=DRAWS)
         self.held.draw(splitting, first, vectors, report)
-        self.so_far.attempt("frozen", str(first), Candidate((first,)), needs=-math.inf)
+        if self.so_far.attempt("frozen", str(first), Candidate((first,)), needs=-math.inf) is None:
+            if self.so_far.skipped:
+                raise TimeIsUp
+            raise DataError(f"{first}: {self.journal.steps[0].verdict}")
         self.so_far.first = self.so_far.singles[first]
 
     def _imitate_test_part(self, first: Network, done: Run, report: Report) -> None:
