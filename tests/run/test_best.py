@@ -65,8 +65,9 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 def config(data: Path, home: Path, budget: float = 100.0, **options: Any) -> BestConfig:
     run = RunConfig(
-        data=str(data), home=str(home), top_k=5, validating=SEEN, **{"figures": 0, **options}
-    )
+        data=str(data), home=str(home), top_k=5,
+        **{"validating": SEEN, "figures": 0, **options},
+    )  # fmt: skip
     return BestConfig(run, [*MODELS.values()], ("pretrained",), budget)
 
 
@@ -322,6 +323,35 @@ def test_a_tuned_network_is_joined_and_re_ranked_before_larger_images(
     assert at_larger[at_larger.index("fine-tuned") :] == ["fine-tuned", "joined", "chain"]
     assert found.candidate.beside_head == (tuned,) and found.candidate.chain != "none"
     require_complete(found.run)
+
+
+def test_the_search_holds_out_what_its_trainings_and_given_models_held_out(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = {"validate_on": "seen-classes", "share": 0.4, "seed": 3}
+    folders = []
+    for options in ({}, held_out, held_out, {**held_out, "seed": 4}):
+        embedder = Embedder.build("tiny", weights="random", image_size=32, seed=len(folders))
+        if options:
+            training = {"is_finetuned": False, "kept": "head", "images": 9,
+                        "options": {"loss": "arc", **options}}  # fmt: skip
+            embedder.origin = Origin(training=training)
+        folders.append(str(tmp_path / f"{len(folders)}"))
+        embedder.save(folders[-1])
+    found: list[TuneConfig] = []
+
+    def draw(self: HeldOut, config: TuneConfig, *args: Any) -> None:
+        found.append(config)
+        raise DataError("enough")
+
+    monkeypatch.setattr(HeldOut, "draw", draw)
+    settings = config(tinted, tmp_path, seed=1, validating=None)
+    for models in (folders[:1], folders):
+        done = best(dataclasses.replace(settings, models=models))
+        (left_out,) = [step.name for step in done.steps] or [None]
+        assert left_out == (folders[3] if models == folders else None)
+    assert found[0].seed == 1  # that of its trainings
+    assert {name: getattr(found[1], name) for name in held_out} == held_out
 
 
 def test_a_network_that_was_tuned_is_not_tuned_again(

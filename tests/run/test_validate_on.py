@@ -13,7 +13,10 @@ from vizsla.choose.seen_classes import SeenShare
 from vizsla.data.data_folders import open_data
 from vizsla.data.demo import make_demo
 from vizsla.embed.embeddings import Embeddings
-from vizsla.run import validate_on
+from vizsla.model.embedder import Embedder
+from vizsla.model.model_card import Origin
+from vizsla.options import TuneConfig
+from vizsla.run import pipeline, validate_on
 from vizsla.run.config import RunConfig, recorded_config
 from vizsla.run.fused_runs import FusionConfig
 from vizsla.run.inputs import folders_of
@@ -97,6 +100,30 @@ def test_a_folder_without_a_test_part_is_validated_on_new_classes(
     train(config(tinted / "training", tmp_path, tuning=HEAD), tmp_path / "out")
     assert not asked and "there is no test part to compare with" in caplog.text
     assert "held out (new-classes)" in caplog.text
+
+
+def test_a_model_that_was_trained_is_validated_on_what_its_training_held_out(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = {"validate_on": "seen-classes", "share": 0.4, "seed": 3}
+    embedder = Embedder.build("tiny", weights="random", image_size=32)
+    training = {"is_finetuned": False, "kept": "head", "images": 9, "num_epochs": 0,
+                "options": {"loss": "arc", **held_out}}  # fmt: skip
+    embedder.origin = Origin(training=training)
+    embedder.save(tmp_path / "trained")
+    seen: list[tuple[TuneConfig, bool]] = []
+    choose = pipeline.choose_chain_on_images
+
+    def noted(images: Any, options: TuneConfig, *args: Any, frozen: bool, **kwargs: Any) -> Any:
+        seen.append((options, frozen))
+        return choose(images, options, *args, frozen=frozen, **kwargs)
+
+    monkeypatch.setattr(pipeline, "choose_chain_on_images", noted)
+    trained = {"model": str(tmp_path / "trained"), "weights": "pretrained", "image_size": None}
+    run(config(tinted, tmp_path, refine="auto", **trained))
+    ((options, frozen),) = seen
+    assert not frozen
+    assert {name: getattr(options, name) for name in held_out} == held_out
 
 
 @pytest.mark.parametrize(("low", "kind"), KINDS)

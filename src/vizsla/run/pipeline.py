@@ -44,7 +44,13 @@ from vizsla.run.inputs import (
     whiten_embedder,
 )
 from vizsla.run.tile_choice import chosen_in_run
-from vizsla.run.validate_on import VALIDATION, before_training, by_embeddings, keep_assigned_domains
+from vizsla.run.validate_on import (
+    VALIDATION,
+    before_training,
+    by_embeddings,
+    is_trained,
+    keep_assigned_domains,
+)
 from vizsla.score.calibration_draws import by_cosine
 from vizsla.search import exact, query_tiles
 from vizsla.search.chain import (
@@ -124,7 +130,7 @@ def run(
                 )
                 data = dataclasses.replace(data, training=training)
                 choice = _choose_chain(
-                    data, target, queries, gallery, embed, config, tuned=tuned,
+                    data, target, queries, gallery, embed, config,
                     features_in=_features_in(this_run, config), progress=report,
                 )  # fmt: skip
                 choice.save(this_run.folder / REFINEMENT)
@@ -294,7 +300,6 @@ def _choose_chain(
     embed: RunEmbedder,
     config: RunConfig,
     *,
-    tuned: TrainResult | None,
     features_in: Path,
     progress: Progress | None,
 ) -> RefinementChoice:
@@ -303,7 +308,7 @@ def _choose_chain(
         training_part(data.training, config.data),
         config.training,
         target,
-        frozen=tuned is None or not tuned.is_improved,
+        frozen=not is_trained(embed.runtime.embedder),
         embed=lambda images: embed(images, VALIDATION),
         nearest_cosine=mean_nearest_cosine(queries.vectors, gallery.vectors),
         uses=config.refine_uses,

@@ -30,7 +30,7 @@ from vizsla.options import ModelChoice, TuneConfig
 from vizsla.progress import Report
 from vizsla.run.config import TILES, RunConfig
 from vizsla.run.embedding import TILED, RunEmbedder
-from vizsla.run.validate_on import is_trained
+from vizsla.run.validate_on import held_out_from, is_trained
 from vizsla.workspace import Run
 
 log = logging.getLogger("vizsla.run")
@@ -93,7 +93,7 @@ def chosen_in_run(
     if tuning.validate_on == AUTO:
         tuning = TuneConfig.from_options(
             {**(config.validating or {}), "validate_on": safer_kind(images.labels or []),
-             "seed": config.seed}
+             "seed": config.seed, **held_out_from(embedder.origin, images.labels or [])}
         )  # fmt: skip
     embed_images = RunEmbedder.of(embedded, this_run, compute, config, progress)
     found = _chosen(

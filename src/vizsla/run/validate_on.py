@@ -24,6 +24,8 @@ from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
 from vizsla.model.embedder import Embedder
+from vizsla.model.model_card import Origin
+from vizsla.options import TuneConfig
 from vizsla.progress import Report
 from vizsla.run.config import DOMAINS, RunConfig, recorded_config
 from vizsla.run.embedding import RunEmbedder
@@ -33,6 +35,7 @@ log = logging.getLogger("vizsla.run")
 
 VALIDATION = "validation"  # the embeddings of training images in a run's folder
 TRAINED = "the model has already seen training images"
+SPLITTING = ("validate_on", "split_by", "share", "seed")  # what decides which images are held out
 TOO_FEW = "too few images or classes to tell whether those of the test part are new"
 TRAINING_IMAGES, TEST_IMAGES = 600, 400  # that are embedded before a training, at most
 
@@ -88,10 +91,10 @@ def by_embeddings(
     """
     if config.training.validate_on != AUTO:
         return config, training
-    if is_trained(embed_images.runtime.embedder):
-        kind = safer_kind(training.labels or [])
-        _log_safer(kind, TRAINED)
-        decided = with_validation(config, validate_on=kind)
+    held_out = held_out_from(embed_images.runtime.embedder.origin, training.labels or [])
+    if held_out:
+        _log_safer(held_out["validate_on"], TRAINED)
+        decided = with_validation(config, **held_out)
     else:
         decided, training = by_vectors(config, training, embed_images, VALIDATION, test)
     written = this_run.config
@@ -202,6 +205,15 @@ def _log_safer(kind: str, why: str) -> None:
 def is_trained(embedder: Embedder) -> bool:
     """Whether it has learned from labels, perhaps those of the training images."""
     return bool((embedder.origin.training or {}).get("options"))
+
+
+def held_out_from(origin: Origin, labels: Sequence[str | None]) -> dict[str, Any]:
+    """The options by which a training, if the model had one, held images out of these; else {}."""
+    given = (origin.training or {}).get("options")
+    if not given:
+        return {}
+    found = {name: given.get(name, getattr(TuneConfig, name)) for name in SPLITTING}
+    return found if found["validate_on"] != AUTO else {**found, "validate_on": safer_kind(labels)}
 
 
 def with_validation(config: RunConfig, **options: Any) -> RunConfig:

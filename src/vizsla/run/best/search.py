@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vizsla import storage
 from vizsla.choose.projection_choice import share_held_out
@@ -24,8 +25,10 @@ from vizsla.data.splits import NEW, SEEN, target_of
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.catalogue import find_backbone
+from vizsla.model.embedder import read_config
 from vizsla.model.hub import obtainable
-from vizsla.options import COVER, BestOptions, RunOptions, TuneConfig
+from vizsla.model.model_card import Origin
+from vizsla.options import COVER, BestOptions, RunOptions
 from vizsla.progress import Report, reporting, waiting
 from vizsla.run.best.best_so_far import FITTING, LOADING, OVERRUN, BestSoFar
 from vizsla.run.best.candidates import Candidate, Network
@@ -40,7 +43,7 @@ from vizsla.run.best.result import BestResult, finished
 from vizsla.run.config import DOMAINS, RunConfig
 from vizsla.run.inputs import folders_of
 from vizsla.run.pipeline import run
-from vizsla.run.validate_on import before_training, keep_assigned_domains
+from vizsla.run.validate_on import before_training, held_out_from, keep_assigned_domains
 from vizsla.workspace import Run, is_run
 
 log = logging.getLogger("vizsla.run")
@@ -155,10 +158,11 @@ class _Search:
         self.config, self.so_far = config, so_far
         self.held, self.journal = so_far.held, so_far.journal
         self.held_out = ""  # what images the choices were made on, in words
+        self.held_out_from: dict[str, Any] = {}  # options of the training of a given model
 
     def all_steps(self) -> None:
         """All steps, from cheap to expensive, until the time is spent."""
-        networks = self._networks()
+        networks = self._with_one_split(self._networks())
         try:
             self._start(networks[0])
         except DataError as error:
@@ -224,6 +228,24 @@ class _Search:
             self.journal.known["networks"] = known
         return [Network(model, weight) for model, weight in known]
 
+    def _with_one_split(self, networks: Sequence[Network]) -> list[Network]:
+        """Without models whose training has seen what is held out: that is, what the training of
+        the first model that had one has held out."""
+        images, found = self.held.data.training, []
+        for network in networks:
+            folder, own = Path(network.model), {}
+            if images and folder.is_dir():
+                written = read_config(folder / "embedder" if is_run(folder) else folder)
+                own = held_out_from(Origin(**written.get("origin") or {}), images.labels or [])
+            if own and self.held_out_from not in ({}, own):
+                log.warning("%s is left out: its training held out other images", network)
+                verdict = "trained on what is held out"
+                self.so_far.skipped.append(Step("frozen", str(network), verdict=verdict))
+                continue
+            self.held_out_from = self.held_out_from or own
+            found.append(network)
+        return found
+
     def _start(self, first: Network) -> None:
         """A complete run of the first model, and the images that all others are compared on."""
         report = self.journal.guarded(self.so_far.progress, math.inf)
@@ -243,7 +265,7 @@ class _Search:
         splitting = dataclasses.replace(self.so_far.shared.training, draws=DRAWS)
         self.held.draw(splitting, first, vectors, report)
         if self.so_far.attempt("frozen", str(first), Candidate((first,)), needs=-math.inf) is None:
-            if self.so_far.skipped:
+            if not self.journal.steps:
                 raise TimeIsUp
             raise DataError(f"{first}: {self.journal.steps[0].verdict}")
         self.so_far.first = self.so_far.singles[first]
@@ -254,7 +276,7 @@ class _Search:
         assert images is not None
         known = self.journal.known.get("validating")
         if known is None:
-            asked = self.so_far.shared.validating or {}
+            asked = {**(self.so_far.shared.validating or {}), **self.held_out_from}
             config = self.so_far.config_of(
                 first, tuning={**asked, "finetune": "head"}, validating=None
             )
@@ -268,7 +290,7 @@ class _Search:
             found = {name: getattr(config.training, name) for name in DECIDED}
             known = {**asked, **{k: value for k, value in found.items() if value is not None}}
             assert images is not None
-            if known["validate_on"] == NEW:
+            if known["validate_on"] == NEW and "share" not in known:
                 known["share"] = share_held_out(images, target_of(data.query, data.gallery))
             self.journal.known["validating"] = known
         self.validating = known
