@@ -9,6 +9,7 @@ Calibrations are learned on the training part alone, before the test part is ran
 nothing. Embeddings and the tuned embedder are made in the cache, or found there. Precision is that
 of all accepted matches, which --accept bounds, and that of queries, each counted once. --without
 leaves a class out of what is learned from: `Faces_easy` of caltech101 are the heads of `Faces`.
+Runs also decide by the neighbours that images share; --scores-alone is without them.
 --fusion compares the ways to fuse two models, with the whole gallery of a data set; `by chance` is
 the calibration error of a draw that probabilities would have if they were true.
 
@@ -54,6 +55,7 @@ from vizsla.score.relevance import Relevance, relevance
 from vizsla.score.text_table import Table
 from vizsla.score.truth import Truth, truth_of_folders
 from vizsla.search import exact
+from vizsla.search.evidence import NEAR, with_evidence
 from vizsla.search.fusion import fused, joined
 from vizsla.search.index import in_memory
 from vizsla.search.ranking import Ranking
@@ -147,6 +149,13 @@ def cosine(queries: Vectors, gallery: Vectors) -> Ranking:
     return exact.rank(queries[0], gallery[0])
 
 
+def with_shared_neighbours(
+    queries: Vectors, gallery: Vectors, *, rank: Rank, near: float | None
+) -> Ranking:
+    """As a run decides."""
+    return with_evidence(rank(queries, gallery), joined(queries), joined(gallery), near=near)
+
+
 def fused_by(queries: Vectors, gallery: Vectors, *, method: str) -> Ranking:
     parts = [exact.rank(q, g) for q, g in zip(queries, gallery, strict=True)]
     return fused(parts, method=method)
@@ -215,7 +224,11 @@ def measured(calibration: Calibration, tests: list[tuple[Ranking, Truth]]) -> di
         }
         assert judged.accepted is not None and judged.scores is not None
         known = judged.n_relevant > 0
-        scores = calibration.model.log_odds(judged.scores[:, :LISTS])
+        scores, evidence = (
+            None if values is None else values[:, :LISTS]
+            for values in (judged.scores, judged.evidence)
+        )
+        scores = calibration.model.log_odds(scores, evidence=evidence)
         by_estimate.append(replace(judged, scores=scores, hits=judged.hits[:, :LISTS]))
         values["known_answered"] = float(judged.accepted.any(axis=1)[known].mean())
         rows.append(values)
@@ -375,6 +388,7 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--data", default=NAME)
     parser.add_argument("--without")
+    parser.add_argument("--scores-alone", action="store_true", help="as searches decide")
     parser.add_argument("-o", "--out", type=Path)
     parser.add_argument("--fusion", metavar="DATA")
     parser.add_argument("--speed", action="store_true", help="of a search in 100,000 vectors")
@@ -392,8 +406,14 @@ def main() -> None:
         models, rank = ROWS[name]
         if name == "calibrated":
             rank = calibrated_by([bench.calibration([model], cosine) for model in models])
-        learned = bench.calibration(models, rank)
+        plain = rank
+        if not options.scores_alone:
+            rank = partial(with_shared_neighbours, rank=plain, near=None)
         tests = bench.judged(models, rank, options.draws)
+        if not options.scores_alone:
+            near = float(np.mean([ranking.origin[NEAR] for ranking, _ in tests]))
+            rank = partial(with_shared_neighbours, rank=plain, near=near)
+        learned = bench.calibration(models, rank)
         for sure in SURES:
             row = measured(learned.with_sure(sure), tests)
             found.append({"ranking": name, "sure": sure, **row})

@@ -96,6 +96,32 @@ def test_a_run_decides_what_is_there(accepted: RunResult) -> None:
     assert {len(row) for row in lists.values()} == {10}  # a contest wants k of each
 
 
+def test_decisions_made_later_are_those_of_the_run(home: Path, tmp_path: Path) -> None:
+    first = pipeline.run(config(home))
+    assert first.calibration is not None and first.ranking.evidence is not None
+    assert first.calibration.model.needs_evidence
+    file = first.run.folder / "ranking.parquet"
+    stored = dataclasses.replace(Ranking.load(file), accepted=None, probability=None)
+    again = Accept.parse(f"{first.run.folder}@0.7").load(file).decide(stored)
+    assert again.accepted is not None and first.ranking.accepted is not None
+    assert again.accepted.tolist() == first.ranking.accepted.tolist()
+    later = pipeline.run(config(home, accept=None))  # decided afterwards
+    assert later.ranking.evidence is None
+    learned = finished_run.calibrate_run(later.run.folder, sure=0.7)
+    assert learned.levels == first.calibration.levels
+    decided = learned.decide(Ranking.load(later.run.folder / "ranking.parquet"))
+    assert np.array_equal(decided.accepted, again.accepted)
+
+
+def test_without_other_images_decisions_are_by_scores_alone(home: Path) -> None:
+    alone = pipeline.run(config(home, refine_uses="nothing"))
+    assert alone.ranking.evidence is None and alone.calibration is not None
+    assert not alone.calibration.model.needs_evidence
+    by_gallery = pipeline.run(config(home, refine_uses="gallery"))
+    assert by_gallery.ranking.evidence is not None
+    assert by_gallery.ranking.origin["queries_near"] == 0.0
+
+
 def test_items_are_decided_by_the_mean_of_their_pictures(home: Path) -> None:
     done = pipeline.run(config(home, query_group="thing", group_by="thing"))
     items = done.item_scores
@@ -207,7 +233,9 @@ def test_whitening_that_was_fitted_to_the_images_it_learns_from_is_refused(
     white = pipeline.run(config(home, whiten="shrunk", accept=None))
     folders = [pipeline.run(config(home, accept=None)).run.folder, white.run.folder]
     with pytest.raises(UsageError, match=r"give (--)?whiten none"):  # one is enough
-        fused_runs.joint_calibration([Member.of(f) for f in folders], FusionConfig(), 0.7)
+        fused_runs.joint_calibration(
+            [Member.of(f) for f in folders], FusionConfig(), 0.7, white.ranking
+        )
     tried = fused_runs.fuse_runs([Member.of(f) for f in folders], FusionConfig("auto"))
     assert tried.fusion.method != "calibrated" and "does not try calibrated" in caplog.text
     both = [config(home), config(home, seed=1)]
@@ -217,7 +245,10 @@ def test_whitening_that_was_fitted_to_the_images_it_learns_from_is_refused(
     assert joint.calibration is not None
     with pytest.raises(UsageError, match="fusion_whiten=none"):
         fused_runs.joint_calibration(
-            [Member.of(one.run.folder) for one in joint.members], FusionConfig("concat"), 0.7
+            [Member.of(one.run.folder) for one in joint.members],
+            FusionConfig("concat"),
+            0.7,
+            joint.ranking,
         )
 
 
@@ -409,7 +440,7 @@ def test_a_ranking_is_cut_to_what_is_accepted(accepted: RunResult) -> None:
     assert frame["accepted"].sum() == ranking.accepted.sum()
     with pytest.raises(DataError, match="accepted has shape"):
         dataclasses.replace(ranking, accepted=np.zeros(3, int))
-    assert storage.read_sealed_table(accepted.run.folder / "ranking.parquet").num_columns == 6
+    assert storage.read_sealed_table(accepted.run.folder / "ranking.parquet").num_columns == 7
 
 
 def test_a_run_is_searched_with_its_decisions(accepted: RunResult, home: Path) -> None:
@@ -429,7 +460,8 @@ def test_a_run_is_searched_with_its_decisions(accepted: RunResult, home: Path) -
     assert hits[0]["accepted"] and hits[0]["probability"] > hits[-1]["probability"]
     table = CliRunner().invoke(app, words).output
     assert "── accepted up to here ──" in table and f" %  {label}" in table
-    cutoff = Calibration.load(run / "calibration.json").to_dict()["cutoff"]
+    kept = Calibration.load(run / "calibration.json")
+    cutoff = kept.without_evidence.to_dict()["cutoff"]  # a search has scores alone
     assert f"accepted from an estimate of {cutoff['estimate']:.4f}" in table
     hits = vizsla.search(run, home / "data/test/query", accept=f"{run}@0.7", top_k=4)
     assert hits.accepted is not None and 0 < (hits.accepted > 0).mean() < 1

@@ -137,6 +137,30 @@ def test_scores_of_another_model_refinement_or_fusion_are_refused() -> None:
     }  # fmt: skip
 
 
+def test_evidence_decides_only_where_as_many_queries_are_near() -> None:
+    ranking, truth = ranked(2000, right_above=0.6)
+    part = relevance(dataclasses.replace(ranking, evidence=ranking.scores), truth)
+    own = calibrate([part], made_by=MADE_BY, learned_on="some", queries_near=0.2)
+    assert own.model.needs_evidence
+    both = dataclasses.replace(own, of_scores=learned())
+    at = {"queries_near": 0.19}  # within a tenth
+    assert both.for_scores_of({"model_id": "m"}, **at) is both
+    for fewer in ({"queries_near": 0.1}, {"queries_near": None}):
+        found = both.for_scores_of({"model_id": "m"}, **fewer)
+        assert not found.model.needs_evidence and found.sure == both.sure
+    assert both.without_evidence == learned().with_sure(both.sure)
+    near, far = (
+        dataclasses.replace(
+            ranking, evidence=np.ones_like(ranking.positions, float),
+            origin={**ranking.origin, "queries_near": value},
+        )
+        for value in (0.2, 0.1)
+    )  # fmt: skip
+    decided = both.decide(far).probability
+    assert np.array_equal(decided, both.without_evidence.probability(ranking.scores))  # type: ignore[arg-type]
+    assert not np.array_equal(both.decide(near).probability, decided)
+
+
 def test_a_query_of_several_draws_is_one_query() -> None:
     part = judged(60, right_above=0.0)
     twice = calibrate([part] * 2, made_by=MADE_BY, learned_on="")

@@ -80,6 +80,21 @@ def test_features_of_a_list_of_equal_scores_and_of_other_images() -> None:
     assert found[0, 0] == pytest.approx([12, (12 - 6.5) / spread, 7.5, 6.5, spread])
 
 
+def test_evidence_beside_the_scores_counts_too() -> None:
+    rng = np.random.default_rng(5)
+    part, other = (
+        dataclasses.replace(one, evidence=one.hits + rng.normal(size=one.hits.shape) * 0.3)
+        for one in (lists(), lists(seed=1))
+    )
+    model, (estimates,) = estimated([part])
+    plain, _ = estimated([dataclasses.replace(part, evidence=None)])
+    assert model.needs_evidence and not plain.needs_evidence
+    assert other.scores is not None and other.evidence is not None
+    found = model.log_odds(other.scores, evidence=other.evidence)
+    assert auc(found, other.hits) > auc(plain.log_odds(other.scores), other.hits)
+    assert (np.diff(found) <= 0).all() and estimates.shape == part.hits.shape
+
+
 def test_where_all_or_none_are_right_estimates_are_finite() -> None:
     part = lists()
     for right in (True, False):

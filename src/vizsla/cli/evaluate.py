@@ -157,9 +157,9 @@ def evaluate(
     judged = relevance(ranking, truth) if needed else None
     calibration = None
     if options.calibrate and judged is not None:
-        calibration, elsewhere = _calibrated(source or options.queries, ranking, judged, options)
-        if elsewhere:  # on the very queries that it was learned from it would look too good
-            judged = relevance(calibration.decide(ranking), truth)
+        calibration, decidable = _calibrated(source or options.queries, ranking, judged, options)
+        if decidable is not None:
+            judged = relevance(calibration.decide(decidable), truth)
             scores = with_decisions(scores, judged)
         if options.write_calibration:
             calibration.save(options.write_calibration)
@@ -295,8 +295,9 @@ def _calibrated(
     ranking: "Ranking",
     judged: "Relevance",
     options: EvaluateOptions,
-) -> "tuple[Calibration, bool]":
-    """The cut-off, and whether it was learned on other queries than those that are judged."""
+) -> "tuple[Calibration, Ranking | None]":
+    """The cut-off, and the ranking that it can decide; None if it was learned on the very queries
+    that are judged, so that it would look too good."""
     from vizsla.score.calibration import calibrate, made_by
     from vizsla.workspace import is_run
 
@@ -315,7 +316,7 @@ def _calibrated(
             source=options.training, model_id=ranking.origin.get("model_id"),
             rank=lambda queries, gallery: rank_refined(queries[0], gallery[0], chain),
         )  # fmt: skip
-        return learned, True
+        return learned, ranking
     if source is not None and is_run(source) and not options.is_given:
         from vizsla.run import finished_run
 
@@ -323,10 +324,11 @@ def _calibrated(
             learned = finished_run.calibrate_run(
                 source, sure=options.target_precision, progress=progress
             )
-        return learned, True
+        of_items = options.group_by or options.query_group
+        return learned, ranking if of_items else read_ranking(source)  # with evidence now
     words = f"the {len(judged)} queries of {source} (this must be a validation part: a cut-off "
     words += "learned on the test part looks better than it is)"
     learned = calibrate(
         [judged], sure=options.target_precision, made_by=made_by(ranking.origin), learned_on=words
     )
-    return learned, False
+    return learned, None

@@ -57,6 +57,7 @@ def fuse(
     from vizsla.run.accepting import Accept
     from vizsla.run.members import Member
     from vizsla.search.fusion import fused
+    from vizsla.workspace import is_run
 
     if len(sources) < 2:
         raise UsageError("give two runs or rankings, or more")
@@ -72,7 +73,8 @@ def fuse(
     by_number = options.accept is not None and Accept.parse(options.accept).file is None
     lines: list[str] = []
     with ProgressShown(options.quiet) as progress:
-        if by_number or config.needs_training:
+        members = []
+        if by_number or config.needs_training or (options.accept and all(map(is_run, sources))):
             members = [Member.of(source) for source in sources]
             own = [member.config for member in members]
             fused_runs.require_decidable(config, options.accept, own)
@@ -89,10 +91,10 @@ def fuse(
             )  # fmt: skip
             record = {key: ranking.origin["fusion"][key] for key in ("method", "weights")}
         calibration = None
-        if by_number:
-            assert options.accept is not None
+        if options.accept is not None and members:
+            ranking = fused_runs.decidable(ranking, members, found.fusion)
             calibration = fused_runs.joint_calibration(
-                members, found.fusion, options.accept, progress
+                members, found.fusion, options.accept, ranking, progress
             )
         elif options.accept is not None:
             calibration = Accept.parse(options.accept).load()

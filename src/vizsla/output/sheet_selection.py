@@ -26,8 +26,8 @@ from vizsla.search.ranking import Ranking
 log = logging.getLogger("vizsla.figures")
 
 EMPTY = {
-    "positions": -1, "scores": np.nan, "accepted": 0, "probability": np.nan, "members": -1,
-    "member_scores": np.nan, "best_tile": -1,
+    "positions": -1, "scores": np.nan, "accepted": 0, "probability": np.nan, "evidence": np.nan,
+    "members": -1, "member_scores": np.nan, "best_tile": -1,
 }  # array of a ranking, a row a query → its value where there is no result  # fmt: skip
 
 

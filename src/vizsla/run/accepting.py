@@ -28,6 +28,10 @@ from vizsla.options import FUSION_WHITENINGS
 from vizsla.run.config import RunConfig
 from vizsla.score.calibration import SURE, Calibration
 from vizsla.score.calibration_draws import Rank, at_most, judged_draws
+from vizsla.search.chain import NOTHING, QUERIES
+from vizsla.search.evidence import NEAR, with_evidence
+from vizsla.search.fusion import joined
+from vizsla.search.ranking import Ranking
 from vizsla.workspace import is_run
 
 log = logging.getLogger("vizsla.run")
@@ -153,6 +157,29 @@ def require_no_whitening(whiten: str, without: str) -> None:
         raise UsageError(
             f"--accept cannot learn what scores mean, as {WHITENED % whiten}: give {without}"
         )
+
+
+def ranked_like(ranking: Ranking, rank: Rank, weights: Sequence[float] = (1.0,)) -> Rank:
+    """`rank`, with evidence for decisions by the joined vectors if this ranking has it. weights: of
+    the models, one each."""
+    if ranking.evidence is None:
+        return rank
+    near = ranking.origin[NEAR]
+
+    def with_same_evidence(queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
+        both = [joined(parts, weights) for parts in (queries, gallery)]
+        return with_evidence(rank(queries, gallery), *both, near=near)
+
+    return with_same_evidence
+
+
+def decidable_ranking(
+    ranking: Ranking, queries: Embeddings, gallery: Embeddings, refine_uses: str
+) -> Ranking:
+    """The ranking with evidence beside its scores, as far as other images may be used."""
+    if refine_uses == NOTHING:
+        return ranking
+    return with_evidence(ranking, queries, gallery, near=None if refine_uses == QUERIES else 0.0)
 
 
 def calibration_for(

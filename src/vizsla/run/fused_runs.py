@@ -27,7 +27,13 @@ from vizsla.embed.projected import fitted_projection, projected, projection_make
 from vizsla.errors import DataError, UsageError
 from vizsla.model.projection import WHITENINGS, AnyProjection, Beside
 from vizsla.options import FUSION_WHITENINGS
-from vizsla.run.accepting import Accept, calibration_for, require_no_whitening
+from vizsla.run.accepting import (
+    Accept,
+    calibration_for,
+    decidable_ranking,
+    ranked_like,
+    require_no_whitening,
+)
 from vizsla.run.config import RunConfig
 from vizsla.run.embedding import Progress
 from vizsla.run.inputs import folders_of, target_in, truth_in
@@ -176,7 +182,7 @@ def _probabilities(
     """Functions that turn each member's scores into probabilities; None for other methods."""
     if method != CALIBRATED:
         return None
-    return [member.calibration(progress).probability for member in members]
+    return [member.calibration(progress).without_evidence.probability for member in members]
 
 
 def members_of(folder: str | Path) -> tuple[list[Member], FusionConfig]:
@@ -238,6 +244,19 @@ def ranker(
     return rank
 
 
+def decidable(ranking: Ranking, members: Sequence[Member], fusion: FusionConfig) -> Ranking:
+    """The joint ranking of these runs (or that of one run) with evidence beside its scores, unless
+    they were re-ranked."""
+    if fusion.refine != "none" or any(member.chain.steps for member in members):
+        return ranking
+    weights = weights_of(fusion, len(members))
+    queries, gallery = (
+        joined([member.embeddings(role) for member in members], weights)
+        for role in ("query", "gallery")
+    )
+    return decidable_ranking(ranking, queries, gallery, members[0].config.refine_uses)
+
+
 def search_ranker(members: Sequence[Member], fusion: FusionConfig) -> Rank | None:
     """A function that ranks as searches of the run do, without refinement and by the joined vectors
     of the models; None if the run itself ranks in this way."""
@@ -273,6 +292,7 @@ def joint_calibration(
     members: Sequence[Member],
     fusion: FusionConfig,
     accept: float | str,
+    ranking: Ranking,
     progress: Progress | None = None,
 ) -> Calibration:
     """The calibration for the joint ranking of these runs (or that of one run), learned on images
@@ -285,7 +305,10 @@ def joint_calibration(
     return calibration_for(
         config, data, target_in(data, truth_in(config, data)),
         [functools.partial(one.calibration_vectors, progress=progress) for one in members],
-        tuned=bool(tuned), rank=ranker(members, fusion, progress),
+        tuned=bool(tuned),
+        rank=ranked_like(
+            ranking, ranker(members, fusion, progress), weights_of(fusion, len(members))
+        ),
         search=search_ranker(members, fusion),
         closed_form=members[0].closed_form(progress) if is_alone else None,
     )  # fmt: skip

@@ -32,7 +32,15 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.open_model import load_embedder
 from vizsla.model.projection import WHITENINGS
 from vizsla.progress import LOADING, reporting, waiting
-from vizsla.run.accepting import FROZEN_ROLE, ROLE, ClosedForm, calibration_for, check_accept
+from vizsla.run.accepting import (
+    FROZEN_ROLE,
+    ROLE,
+    ClosedForm,
+    calibration_for,
+    check_accept,
+    decidable_ranking,
+    ranked_like,
+)
 from vizsla.run.config import REFINEMENT, RunConfig, check_compute, compute_for, resolved
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.finish import RunResult, finish_run
@@ -148,10 +156,16 @@ def run(
             if config.accept is not None:
                 is_tuned = tuned is not None and tuned.is_improved
                 frozen = functools.partial(embed.without_projection, role=FROZEN_ROLE)
+                if not chain.steps:
+                    uses = config.refine_uses
+                    ranking = decidable_ranking(ranking, queries, gallery, uses)
                 calibration = calibration_for(
                     config, data, target, [lambda images: embed(images, ROLE)],
                     tuned=is_tuned,
-                    rank=lambda queries, gallery: rank_refined(queries[0], gallery[0], chain),
+                    rank=ranked_like(
+                        ranking,
+                        lambda queries, gallery: rank_refined(queries[0], gallery[0], chain),
+                    ),
                     search=by_cosine if chain.steps else None,
                     closed_form=ClosedForm.of(embedder, config, frozen) if is_tuned else None,
                 )  # fmt: skip

@@ -29,6 +29,7 @@ from vizsla.run.fused_runs import (
     CONCAT,
     Fused,
     FusionConfig,
+    decidable,
     fuse_runs,
     joint_calibration,
     require_decidable,
@@ -112,7 +113,10 @@ def joint_run(
                 )
             truth, calibration, ranking = truth_in(config, data), None, found.ranking
             if config.accept is not None:
-                calibration = joint_calibration(members, found.fusion, config.accept, progress)
+                ranking = decidable(ranking, members, found.fusion)
+                calibration = joint_calibration(
+                    members, found.fusion, config.accept, ranking, progress
+                )
                 ranking = calibration.decide(ranking)
             if found.projection is not None:
                 save_projection(found.projection, this_run.folder / PROJECTION)

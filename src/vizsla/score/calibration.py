@@ -27,9 +27,9 @@ from vizsla.score.metrics.formulas import match_auc
 from vizsla.score.precision_levels import Level, precision_levels, sure_level
 from vizsla.score.relevance import Relevance
 from vizsla.score.text_table import Table
-from vizsla.search.ranking import Ranking
+from vizsla.search.ranking import FEWER, NEAR, Ranking
 
-FORM = "calibration/5"
+FORM = "calibration/6"
 SHOWN_RANKS = 10  # whose probabilities are learned: of one score, later ranks are more often wrong
 SURE = 0.95  # the default precision
 SHOWN_CLASSES = 5
@@ -50,9 +50,11 @@ class Calibration(Shown):
     query with something in the gallery has a better match than another; None if all are of one
     kind. model: cut-offs are on the log-odds that it estimates from scores. levels: possible
     cut-offs. knots: (log-odds, probability) pairs, both rising. by_class: whether the cut-off
-    is sure for other classes. confused: two classes, and their share of the wrong first matches
-    among the better half of the queries, if it is large. of_searches: the same for what `search`
-    and `serve` give, which is not refined, if that ranks otherwise. of_classes: possible cut-offs
+    is sure for other classes. queries_near: of the draws' evidence (`evidence.with_evidence`), None
+    if decisions need none. confused: two classes, and their share of the wrong first matches
+    among the better half of the queries, if it is large. of_scores: the same
+    without evidence, if there is any. of_searches: the same for what `search` and `serve` give,
+    which is not refined, if that ranks otherwise. of_classes: possible cut-offs
     where the first image is of a class. class_column: of the gallery, that names it.
     """
 
@@ -66,7 +68,9 @@ class Calibration(Shown):
     levels: tuple[Level, ...]
     knots: tuple[tuple[float, float], ...]
     by_class: bool = False
+    queries_near: float | None = None
     confused: tuple[str, str, float] | None = None
+    of_scores: "Calibration | None" = None
     of_searches: "Calibration | None" = None
     of_classes: ClassLevels = ()
     class_column: str = "label"
@@ -106,16 +110,22 @@ class Calibration(Shown):
         """That matches are right, (Q, K), nan for nan. scores: (Q, K), best first."""
         return self.decided(scores)[0]
 
+    @property
+    def without_evidence(self) -> "Calibration":
+        """The one that needs no evidence beside the scores."""
+        return self if self.of_scores is None else self.of_scores.with_sure(self.sure)
+
     def decided(
         self,
         scores: np.ndarray,
         listed: np.ndarray | None = None,
         first_labels: Sequence[object] | None = None,
+        evidence: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The probability that matches are right, (Q, K), nan for nan, and whether they are
-        accepted. scores, listed: see `MatchModel.log_odds`. first_labels: the class of each query's
-        first image, by which classes have cut-offs of their own."""
-        log_odds = self.model.log_odds(scores, listed)
+        accepted. scores, listed, evidence: see `MatchModel.log_odds`. first_labels: the class of
+        each query's first image, by which classes have cut-offs of their own."""
+        log_odds = self.model.log_odds(scores, listed, evidence)
         known, values = np.array(self.knots).T
         level = self.cutoff
         cutoffs = np.full((len(scores), 1), np.inf if level is None else level.score)
@@ -135,23 +145,25 @@ class Calibration(Shown):
     ) -> Ranking:
         """The same ranking with probabilities, and with how many first ranks are accepted.
 
-        scores: (Q, K) to decide by, in place of the ranking's. listed: (Q, M) those of the first
-        images of each query, if `scores` are not (but of groups). first_labels: see `decided`.
-        DataError: they are of another
+        scores: (Q, K) to decide by, in place of the ranking's and of its evidence. listed: (Q, M)
+        those of the first images of each query, if `scores` are not (but of groups). first_labels:
+        see `decided`. DataError: they are of another
         model, refinement or fusion, there are none, or the ranking is shorter than those that were
         learned from.
         """
+        evidence = ranking.evidence if scores is None else None
         scores = ranking.scores if scores is None else scores
         if scores is None:
             raise DataError("the ranking holds no scores: a cut-off on scores needs them")
-        own = self.for_scores_of(ranking.origin)
+        near = None if evidence is None else ranking.origin[NEAR]
+        own = self.for_scores_of(ranking.origin, queries_near=near)
         needed = min(own.model.depth, ranking.gallery_size or own.model.depth)
         if listed is None and len(ranking) and ranking.depth < needed:
             raise DataError(
                 f"the ranking holds {ranking.depth} images for a query, but the calibration needs "
                 f"the scores of the first {needed}: search deeper, or give --accept to the search"
             )
-        probability, accepted = own.decided(scores, listed, first_labels)
+        probability, accepted = own.decided(scores, listed, first_labels, evidence)
         level = own.cutoff
         about = {"sure": self.sure, "estimate": None if level is None else _estimate(level.score)}
         return dataclasses.replace(
@@ -161,12 +173,23 @@ class Calibration(Shown):
             origin={**ranking.origin, "accept": about},
         )
 
-    def for_scores_of(self, origin: Mapping[str, Any]) -> "Calibration":
-        """This one, or that of searches: whichever is for rankings of this origin. DataError if
-        neither is, since their scores mean something else."""
+    def for_scores_of(
+        self, origin: Mapping[str, Any], *, queries_near: float | None = None
+    ) -> "Calibration":
+        """This one, that without evidence or that of searches: whichever is for rankings of this
+        origin. DataError if none is, since their scores mean something else.
+
+        queries_near: of the ranking's evidence, None without any. With fewer other queries near by
+        than in the draws, evidence looks better than it is, so that scores alone decide.
+        """
         own = made_by(origin)
-        if own == self.made_by:
+        needed = self.queries_near
+        if own == self.made_by and (
+            needed is None or (queries_near is not None and needed <= FEWER * queries_near)
+        ):
             return self
+        if own == self.made_by:
+            return self.without_evidence
         if self.of_searches is not None and own == self.of_searches.made_by:
             return self.of_searches.with_sure(self.sure)
         raise DataError(
@@ -219,7 +242,7 @@ class Calibration(Shown):
     @property
     def _about_classes(self) -> list[str]:
         """A line about the classes with cut-offs of their own, if there are such."""
-        found = self.class_cutoffs()
+        found = (self.of_searches or self.without_evidence).with_sure(self.sure).class_cutoffs()
         if not found:
             return []
         shown = [
@@ -304,8 +327,9 @@ class Calibration(Shown):
         )
         if fields["confused"] is not None:
             fields["confused"] = tuple(fields["confused"])
-        if fields["of_searches"] is not None:
-            fields["of_searches"] = Calibration._from(fields["of_searches"])
+        for name in ("of_scores", "of_searches"):
+            if fields[name] is not None:
+                fields[name] = Calibration._from(fields[name])
         return Calibration(**fields)
 
 
@@ -316,12 +340,15 @@ def calibrate(
     made_by: Mapping[str, Any],
     learned_on: str,
     by_class: bool = False,
+    queries_near: float | None = None,
 ) -> Calibration:
     """Learned from the first ranks of queries, some of which have nothing in the gallery.
 
-    by_class: see `precision_levels`. A query may be in several of the parts. DataError: rankings
-    without scores, or without matches.
+    by_class: see `precision_levels`. queries_near: of their evidence, which is not used without. A
+    query may be in several of the parts. DataError: rankings without scores, or without matches.
     """
+    if queries_near is None:
+        judged = [dataclasses.replace(part, evidence=None) for part in judged]
     if any(part.scores is None for part in judged):
         raise DataError("the ranking holds no scores: a cut-off on scores needs them")
     if not any(answered(part).any() for part in judged):
@@ -347,6 +374,7 @@ def calibrate(
         tuple(precision_levels(found, by_class=by_class)),
         _knots(found.scores[shown], found.right[shown], queries),
         by_class,
+        queries_near,
         most_confused(judged),
         of_classes=() if by_class else levels_of_classes(judged),
     )

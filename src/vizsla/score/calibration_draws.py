@@ -4,6 +4,7 @@ The images must be new to the model: else its scores would look better than they
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from vizsla.errors import DataError
 from vizsla.score.calibration import SURE, Calibration, calibrate, made_by
 from vizsla.score.relevance import Relevance, relevance
 from vizsla.score.truth import Truth
-from vizsla.search.ranking import Ranking
+from vizsla.search.ranking import NEAR, Ranking
 
 MAX_SHARE = 0.9  # of the training images, held out
 MOST_IMAGES = 5_000  # that are learned from: more would only take longer
@@ -32,30 +33,39 @@ class JudgedDraws:
     """Rankings of the galleries of some draws, judged.
 
     judged: one for each draw. sizes: images and classes of each draw's gallery. made_by: the model
-    and the refinement that gave the scores.
+    and the refinement that gave the scores. near: of each draw's evidence, if it has any.
     """
 
     judged: list[Relevance]
     sizes: list[tuple[int, int]]
     made_by: dict[str, Any]
+    near: list[float]
 
     def __add__(self, other: "JudgedDraws") -> "JudgedDraws":
-        return JudgedDraws(self.judged + other.judged, self.sizes + other.sizes, self.made_by)
+        return JudgedDraws(
+            self.judged + other.judged, self.sizes + other.sizes, self.made_by,
+            self.near + other.near,
+        )  # fmt: skip
 
     def calibration(
         self, *, sure: float = SURE, source: str, by_class: bool = False
     ) -> Calibration:
-        """What is learned from them. source: the name of the images in `learned_on`. by_class: see
-        `precision_levels`."""
+        """What is learned from them; with evidence, also what is learned without it. source: the
+        name of the images in `learned_on`. by_class: see `precision_levels`."""
         queries = {name for part in self.judged for name in part.queries}
         size, classes = np.mean(self.sizes, axis=0).round().astype(int)
-        return calibrate(
-            self.judged, sure=sure, made_by=self.made_by, by_class=by_class,
-            learned_on=(
-                f"{len(queries)} queries of {source}, in {len(self.judged)} draws, each with about "
-                f"{size} gallery images of {classes} classes"
-            ),
+        learned_on = (
+            f"{len(queries)} queries of {source}, in {len(self.judged)} draws, each with about "
+            f"{size} gallery images of {classes} classes"
+        )
+        learned = functools.partial(
+            calibrate, self.judged, sure=sure, made_by=self.made_by, by_class=by_class,
+            learned_on=learned_on,
         )  # fmt: skip
+        if len(self.near) < len(self.judged):
+            return learned()
+        found = learned(queries_near=float(np.mean(self.near)))
+        return dataclasses.replace(found, of_scores=learned())
 
 
 def judged_draws(
@@ -68,7 +78,7 @@ def judged_draws(
     DataError: no image has vectors.
     """
     row_of = [{name: i for i, name in enumerate(one.ids)} for one in vectors]
-    judged, sizes, source_of_scores = [], [], None
+    judged, sizes, near, source_of_scores = [], [], [], None
     for draw in draws:
         query, gallery = (
             [name for name in (images.ids[i] for i in side) if all(name in of for of in row_of)]
@@ -82,6 +92,7 @@ def judged_draws(
         )
         ranking = (rank or by_cosine)(asked, searched)
         source_of_scores = made_by(ranking.origin)
+        near += [ranking.origin[NEAR]] if ranking.evidence is not None else []
         judged.append(relevance(ranking, Truth.from_sets(asked[0], searched[0])))
         sizes.append((len(gallery), len(set(searched[0].labels or []))))
     if source_of_scores is None:
@@ -89,7 +100,7 @@ def judged_draws(
             f"the embeddings hold none of the images that validation uses ({images.ids[0]}, …): "
             "embed these very images"
         )
-    return JudgedDraws(judged, sizes, source_of_scores)
+    return JudgedDraws(judged, sizes, source_of_scores, near)
 
 
 def calibrate_on_training(

@@ -1,7 +1,8 @@
 """Scores of ranked lists → log-odds that each match is right, by its score and by its list.
 
-One score says more where a few images stand out from the list than where all are alike. Fitted by
-logistic regression. Knows nothing of cut-offs.
+One score says more where a few images stand out from the list than where all are alike. The same is
+true of other evidence, where there is some beside the scores. Fitted by logistic regression. Knows
+nothing of cut-offs.
 """
 
 from collections.abc import Sequence
@@ -17,25 +18,39 @@ FOLDS = 5  # of the classes
 PENALTY = 1.0  # of squared weights of standardised features, as scikit-learn's LogisticRegression
 MOST_PAIRS = 100_000  # that are fitted: more would only take longer
 STEPS = 25
+FEATURES = 5
 
 
 @dataclass(frozen=True)
 class MatchModel:
-    """Logistic regression. weights: of each of the five features, then the constant. depth: by how
-    many first images a list is described."""
+    """Logistic regression. weights: of each of the five features of scores, and of evidence if that
+    is needed too, then the constant. depth: by how many first images a list is described."""
 
     weights: tuple[float, ...]
     depth: int = LISTED
 
-    def log_odds(self, scores: np.ndarray, listed: np.ndarray | None = None) -> np.ndarray:
-        """(Q, K) that each match is right, nan for nan. Where scores fall along a row it never
-        rises.
+    @property
+    def needs_evidence(self) -> bool:
+        """Whether it needs other evidence beside the scores."""
+        return len(self.weights) > FEATURES + 1
+
+    def log_odds(
+        self,
+        scores: np.ndarray,
+        listed: np.ndarray | None = None,
+        evidence: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """(Q, K) that each match is right, nan for nan. It never rises along a row.
 
         scores: (Q, K), best first. listed: (Q, M) scores of the first images of each query, if
-        `scores` are not all of them.
+        `scores` are not all of them. evidence: (Q, K), if it `needs_evidence`.
         """
         listed = (scores if listed is None else listed)[:, : self.depth]
-        found = features(scores, listed) @ np.array(self.weights[:-1]) + self.weights[-1]
+        known = features(scores, listed)
+        if self.needs_evidence:
+            assert evidence is not None
+            known = np.concatenate([known, features(evidence, evidence[:, : self.depth])], axis=2)
+        found = known @ np.array(self.weights[:-1]) + self.weights[-1]
         return np.where(np.isnan(scores), np.nan, np.fmin.accumulate(found, axis=1))
 
 
@@ -53,8 +68,12 @@ def estimated(judged: Sequence[Relevance]) -> tuple[MatchModel, list[np.ndarray]
     """The model fitted to the first LISTED ranks of all queries, and the log-odds of these ranks,
     (Q, LISTED) for each part, by models that were fitted to queries of other classes."""
     scores = [part.scores[:, :LISTED] for part in judged if part.scores is not None]
+    evidence = [None if part.evidence is None else part.evidence[:, :LISTED] for part in judged]
     depth = max(part.shape[1] for part in scores)
-    of_lists = [features(part, part) for part in scores]
+    of_lists = [
+        np.concatenate([features(values, values) for values in one if values is not None], axis=2)
+        for one in zip(scores, evidence, strict=True)
+    ]
     right = [part.hits[:, :LISTED] for part in judged]
     names = [
         label or query
@@ -79,8 +98,9 @@ def estimated(judged: Sequence[Relevance]) -> tuple[MatchModel, list[np.ndarray]
     every = fitted(None)
     for f in np.unique(fold):
         model = fitted(f) if len(classes) > 1 else every
-        for part, folds, out in zip(scores, fold_of, found, strict=True):
-            out[folds == f] = model.log_odds(part[folds == f])
+        for part, also, folds, out in zip(scores, evidence, fold_of, found, strict=True):
+            own = folds == f
+            out[own] = model.log_odds(part[own], evidence=None if also is None else also[own])
     return every, found
 
 

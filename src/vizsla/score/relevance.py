@@ -39,7 +39,7 @@ class Relevance:
       falling, 0 after a row's end; None with `grades`.
     first_labels: the label of each query's first image, None if there is none.
     accepted: (Q, K) bool, what was decided; probability: (Q, K) that it is right, nan after a row's
-      end. None if nothing was decided.
+      end. None if nothing was decided. evidence: (Q, K) as in the ranking; None if it has none.
     unlabelled: queries that the truth has no label for, or does not judge; they are left out.
     unlabelled_gallery: gallery images without a label; they count as wrong.
     """
@@ -60,6 +60,7 @@ class Relevance:
     best_grades: np.ndarray | None = None
     accepted: np.ndarray | None = None
     probability: np.ndarray | None = None
+    evidence: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -94,12 +95,13 @@ def relevance(ranking: Ranking, truth: Truth) -> Relevance:
     of_ranks = [
         None if values is None else _rows_of(values, rows, missing)
         for values, missing in (
-            (ranking.scores, np.nan), (ranking.probability, np.nan), (decided, False)
+            (ranking.scores, np.nan), (ranking.probability, np.nan), (decided, False),
+            (ranking.evidence, np.nan),
         )
     ]  # fmt: skip
     size = ranking.gallery_size or (len(truth.gallery) if truth.gallery_complete else None)
     positions, of_ranks, missable = _without_ignored(positions, of_ranks, truth, queries, ranking)
-    scores, probability, accepted = of_ranks
+    scores, probability, accepted, evidence = of_ranks
     lengths = (positions >= 0).sum(axis=1)
     full = lengths + missable >= (np.inf if size is None else size)
     first = positions[:, 0] if positions.shape[1] else np.full(len(queries), -1)
@@ -109,7 +111,7 @@ def relevance(ranking: Ranking, truth: Truth) -> Relevance:
         queries, [truth.query.get(query) for query in queries], rows,
         _hits(positions, queries, ranking, truth), lengths, scores,
         full | (rows < 0), n_relevant, [gallery_labels[p] if p >= 0 else None for p in first],
-        unlabelled, unlabelled_gallery, size, grades, best_grades, accepted, probability,
+        unlabelled, unlabelled_gallery, size, grades, best_grades, accepted, probability, evidence,
     )  # fmt: skip
 
 

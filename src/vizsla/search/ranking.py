@@ -15,6 +15,8 @@ from vizsla.data.tiles import Box, Tiles
 from vizsla.errors import DataError
 from vizsla.notebook import SHOWN, Shown, Summary, counted, data_frame
 
+NEAR = "queries_near"  # in the origin: the mean share of other queries among a query's neighbours
+FEWER = 1.1  # times as many may be near where decisions are learned as where they apply
 FIRST = 3  # results of a query that a notebook's table shows
 
 
@@ -31,6 +33,7 @@ class Ranking(Shown):
     query_root, gallery_root: the folders of the images, if they are known; they are not saved.
     accepted: (Q,) int64, how many first images of each row are accepted, 0 for none of these; None
     if nothing was decided. probability: (Q, K) float64, that each image is right; with `accepted`.
+    evidence: (Q, K) float64, beside the scores, for decisions: see `evidence.with_evidence`.
     members, member_scores: (Q, K, N) as positions and scores, if each result is a group: its best
     images.
     tiles, best_tile: of images with several vectors, their boxes, and (Q, K) int8 the one that
@@ -48,6 +51,7 @@ class Ranking(Shown):
     gallery_root: Path | None = None
     accepted: np.ndarray | None = None
     probability: np.ndarray | None = None
+    evidence: np.ndarray | None = None
     members: np.ndarray | None = None
     member_scores: np.ndarray | None = None
     tiles: Tiles | None = None
@@ -69,14 +73,12 @@ class Ranking(Shown):
             raise DataError(
                 f"accepted has shape {self.accepted.shape}, expected ({len(self.queries)},)"
             )
-        if self.probability is not None and self.probability.shape != self.positions.shape:
-            raise DataError(
-                f"probability has shape {self.probability.shape}, positions {self.positions.shape}"
-            )
-        if self.best_tile is not None and self.best_tile.shape != self.positions.shape:
-            raise DataError(
-                f"best_tile has shape {self.best_tile.shape}, positions {self.positions.shape}"
-            )
+        for name in ("probability", "evidence", "best_tile"):
+            values = getattr(self, name)
+            if values is not None and values.shape != self.positions.shape:
+                raise DataError(
+                    f"{name} has shape {values.shape}, positions {self.positions.shape}"
+                )
         for name in ("members", "member_scores"):
             values = getattr(self, name)
             if values is not None and values.shape[:2] != self.positions.shape:
@@ -191,6 +193,7 @@ class Ranking(Shown):
             scores=None if self.scores is None else self.scores[:, :k],
             accepted=None if self.accepted is None else np.minimum(self.accepted, k),
             probability=None if self.probability is None else self.probability[:, :k],
+            evidence=None if self.evidence is None else self.evidence[:, :k],
             members=None if self.members is None else self.members[:, :k],
             member_scores=None if self.member_scores is None else self.member_scores[:, :k],
             best_tile=None if self.best_tile is None else self.best_tile[:, :k],
@@ -211,7 +214,7 @@ class Ranking(Shown):
         return replace(
             self, queries=self.queries if queries is None else list(queries), positions=positions,
             scores=scores, members=members, member_scores=member_scores, accepted=None,
-            probability=None, tiles=None, best_tile=None,
+            probability=None, evidence=None, tiles=None, best_tile=None,
             origin={**self.origin, **(origin or {})},
         )  # fmt: skip
 
@@ -233,6 +236,7 @@ class Ranking(Shown):
             probability=(
                 None if self.probability is None else np.where(kept, self.probability, np.nan)
             ),
+            evidence=None if self.evidence is None else np.where(kept, self.evidence, np.nan),
             best_tile=None if self.best_tile is None else np.where(kept, self.best_tile, -1),
             members=None if self.members is None else np.where(kept[..., None], self.members, -1),
             member_scores=(
@@ -265,8 +269,8 @@ class Ranking(Shown):
 
     def save(self, path: str | Path) -> None:
         """Writes one Parquet file: query, rank (from 1), gallery, score. Also probability and
-        accepted if it was decided what is accepted; the lists images and image_scores if results
-        are groups; tile if images have tiles.
+        accepted if it was decided what is accepted, and evidence if it has any; the lists images
+        and image_scores if results are groups; tile if images have tiles.
 
         A query without results is one row of rank 0 with a null gallery.
         """
@@ -302,6 +306,9 @@ class Ranking(Shown):
             accepted = pa.array(column < self.accepted[query])
             table = table.append_column("probability", pa.array(chance, mask=np.isnan(chance)))
             table = table.append_column("accepted", accepted)
+        if self.evidence is not None and self.depth:
+            evidence = self.evidence[query, column]
+            table = table.append_column("evidence", pa.array(evidence, mask=np.isnan(evidence)))
         if self.members is not None and self.member_scores is not None and self.depth:
             members = np.where(empty[:, None], -1, self.members[query, column])
             for name, lists in _lists(members, self.member_scores[query, column], self.gallery):
@@ -341,6 +348,10 @@ class Ranking(Shown):
             probability = np.full(shape, np.nan)
             chance = table["probability"].to_numpy()
             probability[query_of[filled], rank[filled] - 1] = chance[filled]
+        evidence = None
+        if "evidence" in table.column_names:
+            evidence = np.full(shape, np.nan)
+            evidence[query_of[filled], rank[filled] - 1] = table["evidence"].to_numpy()[filled]
         best_tile = None
         if "tile" in table.column_names:
             best_tile = np.full(shape, -1, np.int8)
@@ -354,7 +365,7 @@ class Ranking(Shown):
             member_scores[query_of[filled], rank[filled] - 1] = of_scores[filled]
         return Ranking(
             queries, gallery, positions, scores, about["gallery_size"], about.get("origin", {}),
-            accepted=accepted, probability=probability, members=members,
+            accepted=accepted, probability=probability, evidence=evidence, members=members,
             member_scores=member_scores, tiles=Tiles.parse(about.get("tiles", "none")),
             best_tile=best_tile,
         )  # fmt: skip

@@ -228,6 +228,25 @@ def by_neighbourhoods(
     return _ordered(queries, gallery, depth, device, scored)
 
 
+def overlaps(around: Neighbourhoods, positions: np.ndarray) -> np.ndarray:
+    """(Q, K) Jaccard index of the neighbourhoods of each query and of the gallery images at
+    positions (Q, K); nan where a position is -1."""
+    features, found = around.features, np.full(positions.shape, np.nan)
+    sums = np.asarray(features.sum(axis=1), np.float64).ravel()
+    own = np.zeros(features.shape[1], features.dtype)
+    for i, row in enumerate(around.rows):
+        at = positions[i][positions[i] >= 0]
+        mine = slice(features.indptr[row], features.indptr[row + 1])
+        own[features.indices[mine]] = features.data[mine]
+        theirs = features[at]
+        owner = np.repeat(np.arange(len(at)), np.diff(theirs.indptr))
+        least = np.minimum(theirs.data, own[theirs.indices])
+        shared = np.bincount(owner, least, len(at))
+        found[i, positions[i] >= 0] = shared / (sums[row] + sums[at] - shared)
+        own[features.indices[mine]] = 0
+    return found
+
+
 def _lists_of_all(
     queries: np.ndarray,
     gallery: np.ndarray,
