@@ -17,12 +17,14 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.model_card import Origin
 from vizsla.options import TuneConfig
 from vizsla.run import pipeline, validate_on
+from vizsla.run.accepting import CALIBRATION
 from vizsla.run.config import RunConfig, recorded_config
 from vizsla.run.fused_runs import FusionConfig
 from vizsla.run.inputs import folders_of
 from vizsla.run.pipeline import run
 from vizsla.run.several_models import run_models
 from vizsla.run.train import train
+from vizsla.score.calibration import Calibration
 
 KINDS = [(0.9, "seen-classes"), (0.2, "new-classes")]
 HEAD = {"finetune": "head", "head_steps": 2, "share": 0.6}
@@ -158,7 +160,7 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_demo(tmp_path_factory.mktemp("named") / "data", classes=8)
 
 
-@pytest.mark.parametrize("options", [{"refine": "auto"}, {"tuning": HEAD}])
+@pytest.mark.parametrize("options", [{"refine": "auto"}, {"tuning": HEAD}, {"accept": 0.5}])
 def test_queries_and_gallery_of_validation_look_like_those_of_the_test_part(
     options: dict[str, Any], named: Path, tmp_path: Path
 ) -> None:
@@ -170,7 +172,25 @@ def test_queries_and_gallery_of_validation_look_like_those_of_the_test_part(
     assert "queries of the domain photo, a gallery of the domain drawn" in text
 
 
-@pytest.mark.parametrize("options", [{"refine": "auto"}, {"tuning": HEAD}])
+@pytest.mark.parametrize("refine", ["auto", "aqe"])
+def test_decisions_are_learned_from_queries_and_a_gallery_that_look_so(
+    refine: str, named: Path, tmp_path: Path
+) -> None:
+    done = run(config(named, tmp_path, refine=refine, accept=0.5))
+    training = open_data(named).training
+    assert training is not None
+    domains = training.attributes["domain"].to_pylist()
+    learned = Calibration.load(done.run.folder / CALIBRATION)
+    assert learned.queries <= domains.count("photo") < len(domains)
+    validation, calibration = (
+        Embeddings.open(done.run.folder / "embeddings" / role)
+        for role in ("validation", "calibration")
+    )
+    assert validation.ids == calibration.ids
+    np.testing.assert_array_equal(validation.vectors, calibration.vectors)
+
+
+@pytest.mark.parametrize("options", [{"refine": "auto"}, {"tuning": HEAD}, {"accept": 0.5}])
 def test_images_without_a_domain_are_assigned_and_this_is_kept(
     options: dict[str, Any], drawn: Path, named: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Refinements against their papers' definitions, written densely and without the product's code."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +245,7 @@ def test_balance_of_one_set_counts_no_vote_of_an_image_for_itself() -> None:
 
 
 def test_balance_needs_several_queries(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="vizsla")
     queries, gallery = hubs()
     found = refine.balanced(queries[:19], gallery)
     np.testing.assert_array_equal(found[0], exact.top_k(queries[:19], gallery, 60)[0])

@@ -28,10 +28,11 @@ from vizsla.options import FUSION_WHITENINGS
 from vizsla.run.config import RunConfig
 from vizsla.score.calibration import SURE, Calibration
 from vizsla.score.calibration_draws import Rank, at_most, judged_draws
-from vizsla.search.chain import NOTHING, QUERIES
+from vizsla.search.chain import NOTHING, QUERIES, Chain, rank_refined
 from vizsla.search.evidence import NEAR, with_evidence
 from vizsla.search.fusion import joined
 from vizsla.search.ranking import Ranking
+from vizsla.search.verify import features_of_both
 from vizsla.workspace import is_run
 
 log = logging.getLogger("vizsla.run")
@@ -192,6 +193,7 @@ def calibration_for(
     rank: Rank,
     search: Rank | None = None,
     closed_form: ClosedForm | None = None,
+    rounds: int = ROUNDS,
 ) -> Calibration:
     """What --accept of a run says: a saved calibration, or one that is learned now."""
     assert config.accept is not None
@@ -200,7 +202,7 @@ def calibration_for(
         return accept.load()
     found = learn_calibration(
         config, data, target, embed, tuned=tuned, sure=accept.sure or SURE, rank=rank,
-        search=search, closed_form=closed_form,
+        search=search, closed_form=closed_form, rounds=rounds,
     )  # fmt: skip
     if found.cutoff is None:
         log.warning("%s", found.verdict)
@@ -218,20 +220,22 @@ def learn_calibration(
     rank: Rank,
     search: Rank | None = None,
     closed_form: ClosedForm | None = None,
+    rounds: int = ROUNDS,
 ) -> Calibration:
     """Learned on training images that the models have not seen, by draws like the test part.
 
     embed: by each model. tuned: whether one was trained on the images that validation did not hold
     out. rank: as the test part is ranked. search: as `search` and `serve` rank, if they do not rank
     so. closed_form: of the only model, if all that was trained can be fitted again, each time
-    without some classes; then all training images are learned from. DataError without such images.
+    without some classes; then all training images are learned from. rounds: of draws, see
+    `rounds_for`. DataError without such images.
     """
     if config.whiten != "none":
         raise DataError(f"what scores mean cannot be learned here: {WHITENED % config.whiten}")
     by_class = tuned and config.training.validate_on == NEW  # whole classes were held out
     parts = _cross_fitted(config, data, target, closed_form)
     if not parts:
-        images, draws = images_and_draws(config, data, target, tuned=tuned)
+        images, draws = images_and_draws(config, data, target, tuned=tuned, rounds=rounds)
         if by_class:
             _warn_of_few_classes(images, draws)
         parts = [Part([embed_images(images) for embed_images in embed], images, draws)]
@@ -311,7 +315,7 @@ def _warn_of_few_classes(images: ImageSet, draws: Sequence[Draw]) -> None:
 
 
 def images_and_draws(
-    config: RunConfig, data: DataFolders, target: Target, *, tuned: bool
+    config: RunConfig, data: DataFolders, target: Target, *, tuned: bool, rounds: int = ROUNDS
 ) -> tuple[ImageSet, list[Draw]]:
     """The training images to learn from, and draws of them like the test part, in which classes are
     absent; see `learn_calibration`. DataError: there are none, or too few."""
@@ -321,4 +325,20 @@ def images_and_draws(
         images, trained = held_out_and_trained(images, tuning, target)
     else:
         images = at_most(images, seed=config.seed)
-    return images, _draws(config, images, target, trained)
+    return images, _draws(config, images, target, trained, rounds)
+
+
+def rounds_for(chain: Chain) -> int:
+    """How often each image may be a query: once where the chain compares parts of images."""
+    return 1 if chain.compares_images else ROUNDS
+
+
+def ranked_by(chain: Chain, features_in: Path) -> Rank:
+    """What ranks by the chain. The local features of all images are kept in `features_in`, since
+    each is in several draws."""
+
+    def rank(queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
+        features = features_of_both(queries[0], gallery[0], features_in, keep_queries=True)
+        return rank_refined(queries[0], gallery[0], chain, features=features)
+
+    return rank

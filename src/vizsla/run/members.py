@@ -11,15 +11,24 @@ from typing import Any
 from vizsla import storage
 from vizsla.data.imageset import ImageSet
 from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.local_features import LOCAL
 from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
-from vizsla.run.accepting import CALIBRATION, FROZEN_ROLE, ROLE, ClosedForm, learn_calibration
+from vizsla.run.accepting import (
+    CALIBRATION,
+    FROZEN_ROLE,
+    ROLE,
+    ClosedForm,
+    learn_calibration,
+    ranked_by,
+    rounds_for,
+)
 from vizsla.run.config import RunConfig, recorded_config
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.score.calibration import SURE, Calibration
 from vizsla.score.calibration_draws import by_cosine
-from vizsla.search.chain import Chain, parse_chain, rank_refined
+from vizsla.search.chain import Chain, parse_chain
 from vizsla.search.ranking import Ranking
 from vizsla.workspace import Run, open_run, result_file_of
 
@@ -60,7 +69,8 @@ class Member:
 
     def rank(self, queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
         """A gallery ranked for queries as the run ranked its own, by its model's vectors."""
-        return rank_refined(queries[0], gallery[0], self.chain)
+        features_in = Path(self.cache) if self.cache else self.run.folder / LOCAL
+        return ranked_by(self.chain, features_in)(queries, gallery)
 
     def ranking(self) -> Ranking:
         """The ranking in the run's folder."""
@@ -81,6 +91,7 @@ class Member:
             [functools.partial(self.calibration_vectors, progress=progress)],
             tuned=self.is_tuned, sure=SURE, rank=self.rank,
             search=by_cosine if self.chain.steps else None, closed_form=self.closed_form(progress),
+            rounds=rounds_for(self.chain),
         )  # fmt: skip
         found.save(kept)
         return found

@@ -21,6 +21,7 @@ from vizsla.choose.refinement import (
 )
 from vizsla.choose.validation import mean_nearest_cosine
 from vizsla.data.data_folders import DataFolders
+from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import AUTO, Target, training_part
 from vizsla.data.tiles import Tiles
 from vizsla.embed.compute import PACKAGES, Compute
@@ -35,11 +36,14 @@ from vizsla.progress import LOADING, reporting, waiting
 from vizsla.run.accepting import (
     FROZEN_ROLE,
     ROLE,
+    Accept,
     ClosedForm,
     calibration_for,
     check_accept,
     decidable_ranking,
+    ranked_by,
     ranked_like,
+    rounds_for,
 )
 from vizsla.run.config import REFINEMENT, RunConfig, check_compute, compute_for, resolved
 from vizsla.run.embedding import Progress, RunEmbedder
@@ -59,7 +63,7 @@ from vizsla.run.validate_on import (
     is_trained,
     keep_assigned_domains,
 )
-from vizsla.score.calibration_draws import by_cosine
+from vizsla.score.calibration_draws import at_most, by_cosine
 from vizsla.search import exact, query_tiles
 from vizsla.search.chain import (
     Chain,
@@ -159,13 +163,19 @@ def run(
                 if not chain.steps:
                     uses = config.refine_uses
                     ranking = decidable_ranking(ranking, queries, gallery, uses)
+                learned_on = data
+                if not is_tuned and Accept.parse(config.accept).file is None:
+                    labelled = training_part(data.training, config.data, "--accept")
+                    config, training = by_embeddings(
+                        config, at_most(labelled, seed=config.seed), embed, [queries, gallery],
+                        this_run,
+                    )  # fmt: skip
+                    learned_on = dataclasses.replace(data, training=training)
                 calibration = calibration_for(
-                    config, data, target, [lambda images: embed(images, ROLE)],
+                    config, learned_on, target, [functools.partial(_for_calibration, embed)],
                     tuned=is_tuned,
-                    rank=ranked_like(
-                        ranking,
-                        lambda queries, gallery: rank_refined(queries[0], gallery[0], chain),
-                    ),
+                    rank=ranked_like(ranking, ranked_by(chain, _features_in(this_run, config))),
+                    rounds=rounds_for(chain),
                     search=by_cosine if chain.steps else None,
                     closed_form=ClosedForm.of(embedder, config, frozen) if is_tuned else None,
                 )  # fmt: skip
@@ -198,6 +208,14 @@ def _validation_record(
     if tuned is not None:
         return tuned.validation.record() if tuned.validation else None
     return (embedder.origin.training or {}).get("validation")
+
+
+def _for_calibration(embed: RunEmbedder, images: ImageSet) -> Embeddings:
+    """Vectors of training images, copied from those of validation if that has the same images."""
+    validation = embed.folder / "embeddings" / VALIDATION
+    if validation.exists() and list(Embeddings.open(validation).ids) == list(images.ids):
+        return embed.copied(images, ROLE, of=VALIDATION)
+    return embed(images, ROLE)
 
 
 def _features_in(this_run: Run, config: RunConfig) -> Path:

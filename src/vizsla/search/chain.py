@@ -113,6 +113,11 @@ class Chain:
         return next((step for step in self.steps if step.name == VERIFY), None)
 
     @property
+    def compares_images(self) -> bool:
+        """Whether a step compares parts of images, which takes long."""
+        return any(step.name in (MAXSIM, VERIFY) for step in self.steps)
+
+    @property
     def words(self) -> str:
         """`uses` in words."""
         return USES[self.uses]

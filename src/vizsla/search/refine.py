@@ -484,13 +484,13 @@ def balanced(
     Some images are near to every query, others to none. If each query gives one vote, by the
     softmax of cosine / temperature, then with this correction all gallery images get equally many
     (Sinkhorn and Knopp, 1967; Cuturi, 2013). Its mean is 0, so that scores are like cosines. With
-    fewer than FEWEST_VOTERS queries nothing is corrected, with a warning.
+    fewer than FEWEST_VOTERS queries nothing is corrected.
     """
     if not 0 < temperature < np.inf:
         raise DataError(f"temperature={temperature}: expected one above 0")
     Q, G = len(queries), len(gallery)
     if Q < FEWEST_VOTERS:
-        log.warning(
+        log.debug(
             "balance compares queries with each other and needs %d or more: with %d the order is "
             "that by cosine", FEWEST_VOTERS, Q,
         )  # fmt: skip

@@ -91,16 +91,21 @@ def reranked(
 
 
 def features_of_both(
-    queries: Embeddings, gallery: Embeddings, folder: str | Path | None = None
+    queries: Embeddings,
+    gallery: Embeddings,
+    folder: str | Path | None = None,
+    *,
+    keep_queries: bool = False,
 ) -> BothFeatures:
     """The local features of the images of queries and gallery, made when they are needed.
 
-    folder: where those of the gallery are kept.
+    folder: where those of the gallery are kept, and of the queries if `keep_queries`.
     """
 
     def both(name: str) -> tuple[Features, Features]:
         extract = extractor(name, gallery, folder)
-        return features_of(queries, extract).of, features_of(gallery, extract, folder).of
+        of_queries = features_of(queries, extract, folder if keep_queries else None)
+        return of_queries.of, features_of(gallery, extract, folder).of
 
     return both
 
