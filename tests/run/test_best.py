@@ -35,6 +35,7 @@ from vizsla.run.best.journal import (
     TimeIsUp,
     in_words,
     most_gained,
+    steps_lines,
     steps_table,
     without_time,
 )
@@ -747,6 +748,19 @@ def test_joined_vectors_have_the_weighted_cosines(tinted: Path, tmp_path: Path) 
     assert np.allclose(found @ found.T, 0.6 * of_two @ of_two.T + 0.4 * one @ one.T, atol=1e-5)
     held.forget_heads(beside)
     assert list(held._heads) == [beside.of_head]  # that of the two
+
+
+@pytest.mark.parametrize("verdict", ["no time to make it a run", f"failed: {'out of memory ' * 8}"])
+def test_a_long_verdict_leaves_names_their_room(verdict: str) -> None:
+    name = "mobilenetv2 (mobilenetv2_100) cover + efficientnet-lite0 cover, whitened 0.6"
+    known = {"top1": 0.6, "map": 0.7, "value": 0.65, "gain": 0.014, "error": 0.021}
+    steps = [
+        Step("framing", "efficientnet-lite0 cover", **known, seconds=30, verdict="unsure"),
+        Step("run", name, verdict=verdict),
+    ]
+    lines = steps_lines(steps)
+    assert max(map(len, lines)) <= 80 and len(lines) <= 16
+    assert sum("efficientnet-lite0" in line for line in lines) == 2
 
 
 def test_a_candidate_is_named_and_written_down_whole() -> None:

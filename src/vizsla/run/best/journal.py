@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,9 +13,10 @@ from typing import Any
 from vizsla import storage
 from vizsla.choose.validation import Trial
 from vizsla.progress import Report
-from vizsla.score.text_table import Table
+from vizsla.score.text_table import WIDTH, Table
 
 FORM, FILE = "best/1", "best.json"
+LONGEST_VERDICT, FOLDED_VERDICT = 14, 12  # letters, of one that is not folded in the table or is
 SAVE_SECONDS = 5.0  # between two records of the time spent
 STOPS = 2  # times that a step may stop the whole command; then it is skipped
 BETTER, NO_TIME = "kept", "no time"
@@ -174,6 +176,18 @@ def steps_table(steps: list[Step]) -> Table:
         if step.verdict != NO_TIME
     ]  # fmt: skip
     return Table(columns, rows)
+
+
+def steps_lines(steps: list[Step]) -> list[str]:
+    """The table for a terminal. Long verdicts, as of what failed, are folded: names need room."""
+    table = steps_table(steps)
+    whole = table.columns[2:]
+    if max((len(row[-1]) for row in table.rows), default=0) > LONGEST_VERDICT:
+        folded = [
+            [*row[:-1], "\n".join(textwrap.wrap(row[-1], FOLDED_VERDICT))] for row in table.rows
+        ]
+        table, whole = Table(table.columns, folded), whole[:-1]
+    return table.lines(WIDTH, keep=table.columns, whole=whole)
 
 
 def without_time(steps: list[Step]) -> str:

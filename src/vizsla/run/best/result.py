@@ -18,6 +18,7 @@ from vizsla.run.best.journal import (
     Step,
     in_words,
     most_gained,
+    steps_lines,
     steps_table,
     without_time,
 )
@@ -118,12 +119,11 @@ class BestResult(Shown):
 
     def text(self) -> str:
         """All of it, for a terminal."""
-        table = steps_table(self.steps)
         lines = wrapped(f"{NOTHING} {self.held_out}")
         if self.has_values:
             lines = [
                 *wrapped(f"tried on {self.held_out} ({OTHER_DRAWS}):"),
-                *table.lines(WIDTH, keep=table.columns, whole=table.columns[2:]),
+                *steps_lines(self.steps),
                 *[line for note in self.notes() for line in wrapped(note)],
             ]
         lines += [
