@@ -583,9 +583,10 @@ def test_models_whose_folders_have_one_name_are_all_tried(tinted: Path, tmp_path
     assert found.steps[0].value != found.steps[1].value
 
 
-def test_weights_files_of_one_name_are_two_candidates() -> None:
-    a, b = (Network("tiny", weights=f"{folder}/best.pth") for folder in "ab")
-    assert str(a) == "tiny (a/best.pth)" and str(a) != str(b)
+def test_weights_files_of_one_name_are_refused(tinted: Path, tmp_path: Path) -> None:
+    asked = BestConfig(config(tinted, tmp_path).run, ["tiny"] * 2, ["a/best.pth", "b/best.pth"])
+    with pytest.raises(UsageError, match=r"tiny \(best\) is given twice"):
+        best(asked)
 
 
 def test_a_best_run_that_was_removed_is_made_again(tinted: Path, tmp_path: Path) -> None:
@@ -766,7 +767,7 @@ def test_a_long_verdict_leaves_names_their_room(verdict: str) -> None:
 def test_a_candidate_is_named_and_written_down_whole() -> None:
     tuned = Network("runs/a", name="resnet18 last")
     pair = Candidate((Network("tiny", "files/own.pth"), tuned), (0.4, 0.6), "aqe(n=3)")
-    assert str(pair) == "tiny (files/own.pth) + resnet18 last, aqe(n=3)"
+    assert str(pair) == "tiny (own) + resnet18 last, aqe(n=3)"
     assert Candidate.of(json.loads(json.dumps(pair.to_dict()))) == pair
     third = dataclasses.replace(
         pair,
@@ -775,10 +776,7 @@ def test_a_candidate_is_named_and_written_down_whole() -> None:
         head="classes 0.3",
         beside=1,
     )
-    assert (
-        str(third)
-        == "tiny (files/own.pth) + resnet18 last, classes 0.3, beside resnet18 last, aqe(n=3)"
-    )
+    assert str(third) == "tiny (own) + resnet18 last, classes 0.3, beside resnet18 last, aqe(n=3)"
     assert "projected by classes 0.3, joined with resnet18 last, re-ranked" in third.readable
     assert third.of_head.weights == (0.4, 0.6) and third.of_head.networks == pair.networks
     assert Candidate.of(json.loads(json.dumps(third.to_dict()))) == third

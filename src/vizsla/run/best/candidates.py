@@ -64,7 +64,7 @@ class Network:
     def __str__(self) -> str:
         if self.name:
             return self.name
-        weights = "" if self.weights == "pretrained" else f"({self.weights})"
+        weights = "" if self.weights == "pretrained" else f"({Path(self.weights).stem})"
         size = f"{self.image_size}px" if self.image_size else ""
         return " ".join(filter(None, [self.model, weights, size, self.framing, self.views]))
 

@@ -117,6 +117,13 @@ def best(config: BestConfig, progress: Report | bool | None = None) -> BestResul
             f"{len(config.weights)} --weights for {len(config.models)} --model: give one for all, "
             "or one for each"
         )
+    given = zip(config.models, _weights(config, config.models), strict=True)
+    names = [str(Network(*one)) for one in given]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(
+            f"--model: {twice[0]} is given twice; weights files of one name cannot be told apart: "
+            "rename one of them"
+        )
     data = folders_of(config.run)
     images = data.training
     options = dataclasses.asdict(config.run)
@@ -149,6 +156,11 @@ def best(config: BestConfig, progress: Report | bool | None = None) -> BestResul
             journal.save()
         assert journal.best is not None  # the first run is complete
         return finished(config.run, journal, search.so_far.skipped, search.held_out)
+
+
+def _weights(config: BestConfig, models: Sequence[str]) -> list[str]:
+    """One for each of the models."""
+    return list(config.weights) * (len(models) // len(config.weights))
 
 
 class _Search:
@@ -223,8 +235,7 @@ class _Search:
         known = self.journal.known.get("networks")
         if known is None:
             models = list(self.config.models) or obtainable(MODELS)
-            weights = list(self.config.weights) * (len(models) // len(self.config.weights))
-            known = [[model, weight] for model, weight in zip(models, weights, strict=True)]
+            known = [[*one] for one in zip(models, _weights(self.config, models), strict=True)]
             self.journal.known["networks"] = known
         return [Network(model, weight) for model, weight in known]
 
