@@ -29,9 +29,9 @@ from vizsla.run.config import RunConfig
 from vizsla.score.calibration import SURE, Calibration
 from vizsla.score.calibration_draws import Rank, at_most, judged_draws
 from vizsla.search.chain import NOTHING, QUERIES, Chain, rank_refined
-from vizsla.search.evidence import NEAR, with_evidence
+from vizsla.search.evidence import with_evidence
 from vizsla.search.fusion import joined
-from vizsla.search.ranking import Ranking
+from vizsla.search.ranking import NEAR, Ranking
 from vizsla.search.verify import features_of_both
 from vizsla.workspace import is_run
 
