@@ -35,6 +35,19 @@ def test_new_classes_are_whole_and_disjoint() -> None:
         assert set(labels[draw.query]) <= set(labels[draw.gallery])
 
 
+@pytest.mark.parametrize(("share", "classes"), [(0.2, 6), (0.5, 10), (0.9, 18)])
+def test_classes_of_several_images_stay_for_training_beside_single_ones(
+    share: float, classes: int
+) -> None:
+    """80 classes have one image, which says nothing of what a class has in common."""
+    images = image_set([*even(20, 6), *(f"s{i}" for i in range(80))])
+    found = split(images, "new-classes", share=share)
+    labels = np.array(images.labels)
+    held, rest = set(labels[found.held_out]), labels[found.training]
+    assert len(held) == pytest.approx(classes, abs=1) and not any(n[0] == "s" for n in held)
+    assert np.unique(rest, return_counts=True)[1].max() == 6 and len(set(rest)) == 100 - len(held)
+
+
 @pytest.mark.parametrize("each", [4, 6, 7])
 def test_seen_classes_of_few_images_still_give_queries(each: int) -> None:
     images = image_set(even(4, each))

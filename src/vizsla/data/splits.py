@@ -28,6 +28,7 @@ AUTO = "auto"  # decided by the test images, see run/validate_on.py
 FEWEST_CLASSES = 4  # of which whole ones can be held out
 SHARE = 0.2  # of the images goes to validation, at most
 SHARE_OF_FEW = 0.4  # of seen classes with few images each
+MOST_OF_PAIRED = 0.5  # of the images of classes with two or more, if some have one
 DRAWS = 3
 QUERY_SHARE = 0.2  # of the held-out images are queries, if the test part is unknown
 
@@ -230,7 +231,11 @@ def in_domain(images: ImageSet, domain: str | None, role: str) -> np.ndarray:
 
 
 def _hold_out_classes(columns: _Columns, share: float, rng: np.random.Generator) -> np.ndarray:
-    """(N,) bool: whole classes, drawn until they hold `share` of the images, two at least."""
+    """(N,) bool: whole classes, drawn until they hold `share` of the images, two at least.
+
+    Of the classes with a query, half stay for training, or 1 - share if that is less: those with a
+    single image cannot show what images of one class have in common.
+    """
     labels = columns.labels
     sizes = np.bincount(labels)
     usable = np.flatnonzero(_can_be_queried(columns))
@@ -241,9 +246,10 @@ def _hold_out_classes(columns: _Columns, share: float, rng: np.random.Generator)
             "data"
         )
     max_classes = len(sizes) - 2
+    most = min(share * len(labels), max(share, MOST_OF_PAIRED) * sizes[usable].sum())
     chosen: list[int] = []
     for c in rng.permutation(usable):
-        if len(chosen) >= 2 and (sizes[chosen].sum() + sizes[c] / 2 > share * len(labels)):
+        if len(chosen) >= 2 and (sizes[chosen].sum() + sizes[c] / 2 > most):
             break
         if len(chosen) < max_classes:
             chosen.append(int(c))
