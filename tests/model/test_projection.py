@@ -155,6 +155,17 @@ def test_a_head_stops_in_time_and_at_bad_numbers(caplog: pytest.LogCaptureFixtur
     assert torch.isfinite(found.projection.weight).all()
 
 
+def test_classes_of_one_vector_leave_no_closed_form_out() -> None:
+    rng = np.random.default_rng(0)
+    singles = np.arange(100, 160)
+    vectors = rng.standard_normal((24 + 60, 96)).astype(np.float32)
+    found = closed_forms(vectors, np.concatenate([np.repeat(np.arange(6), 4), singles]))
+    assert {"whitened 0.6", "discriminant 0.6", "classes 0.3"} <= set(found)
+    assert all(torch.isfinite(project(one, vectors)).all() for one in found.values())
+    few = closed_forms(vectors[:72], np.concatenate([np.repeat(np.arange(6), 2), singles]))
+    assert list(few) == ["centred"]
+
+
 def test_closed_forms_are_named() -> None:
     assert list(closed_forms(clusters(), LABELS)) == [
         "centred", "whitened 0.9", "whitened 0.6", "discriminant 0.6", "discriminant 0.3",

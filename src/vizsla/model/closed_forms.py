@@ -39,11 +39,14 @@ def closed_form_makers(
 ) -> dict[str, Callable[[], nn.Module]]:
     """Name → what makes the projection of (N, C) vectors to as many numbers or more.
 
-    Where there are few vectors, or more classes than numbers, some are left out unless `every`.
+    Where classes have few vectors (those with one do not count), or there are more classes than
+    numbers, some are left out unless `every`.
     """
     start = identity_or_pca(vectors)
     found: dict[str, Callable[[], nn.Module]] = {"centred": lambda: centred(start, vectors)}
-    if not every and len(vectors) <= 2 * len(np.unique(labels)):
+    sizes = np.unique(labels, return_counts=True)[1]
+    several = sizes[sizes > 1]
+    if not every and several.sum() <= 2 * len(several):
         return found
     spread = class_spread(vectors, labels)
     for shrinkage in SHRINKAGES:
