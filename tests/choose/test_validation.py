@@ -128,6 +128,12 @@ def test_validation_is_as_near_as_the_test_part(validate_on: str, labelled: Labe
     assert "most similar image of their class" in near.validation_set.description()
 
 
+def test_an_image_is_not_the_nearest_of_itself() -> None:
+    rows = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]], np.float32)
+    assert mean_nearest_cosine(rows, rows) == pytest.approx(1.0)
+    assert mean_nearest_cosine(rows, rows, same_set=True) == pytest.approx((0.6 + 0.8 + 0.8) / 3)
+
+
 def test_a_validation_part_that_is_near_enough_stays(images: ImageSet, curled: Curled) -> None:
     vectors, labels = curled(images).vectors, np.array(images.labels)
     draws = validation_draws(images, TuneConfig(), Target(24, 40, 5.0), frozen=True)

@@ -141,6 +141,16 @@ def test_fusion_weights_are_decided_by_the_first_models_vectors(
     assert chosen_on["draws"] >= 8
 
 
+@pytest.mark.parametrize(("low", "kind"), KINDS[:1])
+def test_test_images_that_are_query_and_gallery_count_once(kind: str, asked: list[Any]) -> None:
+    labels = [str(i % 4) for i in range(40)]
+    rows = np.random.default_rng(0).standard_normal((40, 8))
+    training = Embeddings.from_arrays(rows, [*map(str, range(40))], labels)
+    test = np.random.default_rng(1).standard_normal((30, 8))
+    validate_on.validate_on_by_vectors(training, [test, test], classes_in_all=4)
+    assert asked[0][2] == 30
+
+
 # ── domains ──────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -186,6 +186,7 @@ def choose_chain_on_embeddings(
     gallery: Embeddings,
     *,
     validate_on: str,
+    same_set: bool = False,
     optimise: str = "mean",
     uses: str = QUERIES,
     progress: Progress | None = None,
@@ -201,7 +202,7 @@ def choose_chain_on_embeddings(
         Target(len(queries), len(gallery)),
         frozen=True,
         embed=lambda _: training,
-        nearest_cosine=mean_nearest_cosine(queries.vectors, gallery.vectors),
+        nearest_cosine=mean_nearest_cosine(queries.vectors, gallery.vectors, same_set=same_set),
         uses=uses,
         progress=progress,
     )

@@ -392,7 +392,7 @@ def _validation(
         target,
         frozen=not (tuned or fits),
         embed=embedded,
-        nearest_cosine=mean_nearest_cosine(test[0].vectors, test[1].vectors),
+        nearest_cosine=mean_nearest_cosine(test[0].vectors, test[1].vectors, same_set=data.one_set),
     )
 
 

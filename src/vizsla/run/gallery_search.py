@@ -96,7 +96,7 @@ def search_gallery(
         options.refine, options.refine_uses, options.learn_on, options.validate_on,
         optimise=options.optimise,
         queries=query_set, gallery=lambda: vectors_of(found, where), progress=progress,
-        joining=options.query_join == "auto",
+        joining=options.query_join == "auto", same_set=options.same_set,
     )  # fmt: skip
     k, same_set = options.top_k, options.same_set
     if k is None:
@@ -400,6 +400,7 @@ def chain_of(
     gallery: Callable[[], Embeddings],
     progress: Report | None,
     joining: bool = False,
+    same_set: bool = False,
 ) -> tuple[Chain, RefinementChoice | None]:
     """The chain that was given, or chosen on the labelled embeddings of --learn-on. joining: these
     also decide how query pictures are joined."""
@@ -419,7 +420,7 @@ def chain_of(
             training, [queries.vectors, gallery().only_whole().vectors]
         )
     choice = choose_chain_on_embeddings(
-        training, queries, gallery(), validate_on=validate_on,
+        training, queries, gallery(), validate_on=validate_on, same_set=same_set,
         optimise=optimise, uses=uses,
         progress=progress and partial(progress, STAGE),
     )  # fmt: skip

@@ -342,7 +342,7 @@ def _choose_chain(
         target,
         frozen=not is_trained(embed.runtime.embedder),
         embed=lambda images: embed(images, VALIDATION),
-        nearest_cosine=mean_nearest_cosine(queries.vectors, gallery.vectors),
+        nearest_cosine=mean_nearest_cosine(queries.vectors, gallery.vectors, same_set=data.one_set),
         uses=config.refine_uses,
         features_in=features_in,
         progress=progress and (lambda done, total: progress(STAGE, done, total)),

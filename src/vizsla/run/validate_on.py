@@ -188,8 +188,10 @@ def validate_on_by_vectors(
     kind = safer_kind(names)
     found = None
     if kind == NEW:
+        rows = np.concatenate(test)
+        once = np.sort(np.unique(rows, axis=0, return_index=True)[1])  # they may be one set
         found = seen_share(
-            training.vectors, names, np.concatenate(test), classes_in_all=classes_in_all, seed=seed
+            training.vectors, names, rows[once], classes_in_all=classes_in_all, seed=seed
         )
     if found is None:
         _log_safer(kind, TOO_FEW)

@@ -184,7 +184,7 @@ class HeldOut:
             images, config, target,
             frozen=False,
             embed=lambda images: self.embedded(first, images, "held-out", report),
-            nearest_cosine=mean_nearest_cosine(*test),
+            nearest_cosine=mean_nearest_cosine(*test, same_set=self.data.one_set),
         )  # fmt: skip
         self.on = self.drawn.validation_set
         self.trials = Trials(self.on, config.optimise)
