@@ -128,6 +128,15 @@ def test_domains_play_their_roles() -> None:
             assert {domains[i] for i in draw.gallery} == {"drawn"}
 
 
+def test_draws_of_the_same_images_count_once() -> None:
+    """With one role each there is one way to divide them, unless the test part has fewer."""
+    images = image_set(even(10, 12), domain=["photo", "drawn"] * 60)
+    domains = {"query_domain": "photo", "gallery_domain": "drawn", "draws": 8}
+    assert len(split(images, **domains).draws) == 1
+    assert len(split(images, target=Target(queries=5, gallery=60), **domains).draws) == 8
+    assert len(split(images, draws=8).draws) == 8
+
+
 def test_auto_holds_out_whole_classes_if_there_are_enough() -> None:
     for classes, kind in ((3, "seen-classes"), (4, "new-classes")):
         images = image_set(even(classes, 12))

@@ -320,6 +320,13 @@ def test_a_tuned_network_is_joined_and_re_ranked_before_larger_images(
     monkeypatch.setattr(searching._Search, "_try_larger_and_mirrored", larger)
     alone = Candidate((tuned,))
     monkeypatch.setattr(BestSoFar, "_is_kept", lambda self, tried: tried.candidate != alone)
+    trial = HeldOut.trial
+
+    def better_beside(self: HeldOut, candidate: Candidate, report: Any) -> Trial:
+        found = trial(self, candidate, report)
+        return dataclasses.replace(found, ap_values=found.ap_values + candidate.beside)
+
+    monkeypatch.setattr(HeldOut, "trial", better_beside)
     found = best(config(tinted, tmp_path))
     assert at_larger[at_larger.index("fine-tuned") :] == ["fine-tuned", "joined", "chain"]
     assert found.candidate.beside_head == (tuned,) and found.candidate.chain != "none"

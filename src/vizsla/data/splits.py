@@ -314,7 +314,8 @@ def _split_from(
     found = [
         _draw(columns, held_out, target, np.random.default_rng((seed, 12, i))) for i in range(draws)
     ]
-    found = [draw for draw in found if len(draw.query)]
+    different = {(draw.query.tobytes(), draw.gallery.tobytes()): draw for draw in found}
+    found = [draw for draw in different.values() if len(draw.query)]
     if not found:
         raise DataError(
             f"the {int(held_out.sum())} images held out for validation give no query with a "
