@@ -1,5 +1,6 @@
 """Validation parts like the test part, and what candidates score on them."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from vizsla.choose import validation
 from vizsla.choose.validation import (
     EmbeddedDraws,
+    Trial,
     Trials,
     ValidationSet,
     embedded_draws,
@@ -184,6 +186,21 @@ def test_a_perfect_validation_part_knows_nothing_of_losses() -> None:
     assert risks[0] > 0.7 and risks == sorted(risks, reverse=True) and risks[-1] < 0.01
     # one of n + 1 loses, n = 200, on average: that none of 60 does has the probability n / (n + 60)
     assert risks[1] == pytest.approx(60 / 260, abs=0.04)
+
+
+def test_where_neither_of_two_is_safe_a_clear_gain_on_few_queries_is_kept() -> None:
+    """Of 20 queries one gains and none loses; nothing is said of a query that loses all."""
+    changes = np.where(np.arange(20) < 1, 0.4, 0.0)
+    assert probability_of_loss(changes, 200) > 0.5
+    assert probability_of_loss(changes, 200, unseen=False) == 0
+    values = np.linspace(0.2, 0.6, 20)
+    before = Trial("before", values, values, values, test_queries=200)
+    after = Trial(
+        "after", values + 0.1, values + changes, values, test_queries=200, baseline=before
+    )
+    assert not after.is_safe and dataclasses.replace(after, max_risk=0.5).is_safe
+    lost = dataclasses.replace(after, points_values=values - changes, max_risk=0.5)
+    assert lost.gain > lost.error and not lost.is_safe
 
 
 def test_the_probability_of_a_loss_is_that_of_a_draw() -> None:

@@ -403,7 +403,9 @@ class Trial:
         values = {"map": (self.ap_values, self.baseline.ap_values),
                   "top-1": (self.top1_values, self.baseline.top1_values)}  # fmt: skip
         ours, before = values.get(self.optimise, (self.points_values, self.baseline.points_values))
-        return probability_of_loss(ours - before, self.test_queries or len(ours))
+        return probability_of_loss(
+            ours - before, self.test_queries or len(ours), unseen=self.max_risk <= MAX_RISK
+        )
 
     @property
     def is_safe(self) -> bool:
@@ -411,13 +413,15 @@ class Trial:
         return self.baseline is None or (self.gain > self.error and self.risk <= self.max_risk)
 
 
-def probability_of_loss(changes: np.ndarray, queries: int) -> float:
+def probability_of_loss(changes: np.ndarray, queries: int, *, unseen: bool = True) -> float:
     """How likely the sum of the changes of `queries` other queries is below zero.
 
-    changes: (N,) seen on validation, -1…1. By the Bayesian bootstrap (Rubin, 1981), with one query
-    more that loses all: where none of N was seen to lose, a loss in 1 of N + 1 is still expected.
+    changes: (N,) seen on validation, -1…1. By the Bayesian bootstrap (Rubin, 1981). unseen: with
+    one query more that loses all: where none of N was seen to lose, a loss in 1 of N + 1 is still
+    expected. For choices where one of the two is safe.
     """
-    values, counts = np.unique(np.append(changes, -1.0).round(6), return_counts=True)
+    changes = np.append(changes, -1.0) if unseen else changes
+    values, counts = np.unique(changes.round(6), return_counts=True)
     rng = np.random.default_rng((len(changes), 61))
     shares = rng.dirichlet(counts, REPLICATES)  # (R, V)
     sums = rng.multinomial(queries, shares) @ values
