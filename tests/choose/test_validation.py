@@ -143,7 +143,11 @@ def test_a_validation_part_that_is_near_enough_stays(images: ImageSet, curled: C
     assert share == 0
     for one, other in zip(draws, same, strict=True):
         np.testing.assert_array_equal(one.gallery, other.gallery)
-    again, share = match_nearest_cosine(draws, vectors, labels, wanted=0.99)
+    reports: list[int] = []
+    again, share = match_nearest_cosine(
+        draws, vectors, labels, wanted=0.99, progress=lambda done, total: reports.append(done)
+    )
+    assert reports[: len(draws)] == [*range(len(draws))] and len(reports) % len(draws) == 0
     twice, _ = match_nearest_cosine(draws, vectors, labels, wanted=0.99)
     assert share > 0
     for one, other in zip(again, twice, strict=True):

@@ -737,14 +737,20 @@ def test_the_steps_that_gained_most_come_first() -> None:
 
 
 def test_joined_vectors_have_the_weighted_cosines(tinted: Path, tmp_path: Path) -> None:
+    reported: list[str] = []
+
     def report(stage: str, done: int, total: int) -> None:
-        pass
+        reported.append(stage)
 
     shared = config(tinted, tmp_path).run
     held = HeldOut(shared, folders_of(shared), tmp_path, {})
     a, b = (Network(folder) for folder in MODELS.values())
     test = [held.embedded(a, held.data.query, "test", report).vectors] * 2
     held.draw(TuneConfig.from_options(SEEN), a, test, report)
+    held.trial(Candidate((a,)), report)
+    assert reported.count("ranking held-out images") == len(held.on.draws)  # each may be the last
+    assert held.trial(Candidate((a,)), report) is held.trial(Candidate((a,)), report)
+    assert reported.count("ranking held-out images") == len(held.on.draws)  # ranks nothing again
     one, two, both = (
         held.vectors(candidate, report).vectors
         for candidate in (Candidate((a,)), Candidate((b,)), Candidate((a, b), (0.25, 0.75)))

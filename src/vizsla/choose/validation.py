@@ -32,6 +32,7 @@ from vizsla.score.text_table import WIDTH, Table
 from vizsla.score.validation_scores import ValidationScores
 from vizsla.search import exact
 
+Progress = Callable[[int, int], None]  # (draws done for one share of RELATIVE_SHARES, draws)
 RELATIVE_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of queries, to try
 LARGE_DRAWS = 5  # of a test part of more than SMALL images
 DRAWS, MOST_DRAWS = 8, 24  # of a smaller one: the fewer its queries, the more draws
@@ -109,6 +110,7 @@ def match_nearest_cosine(
     *,
     can_answer: np.ndarray | None = None,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> tuple[list[Draw], float]:
     """The draws with galleries changed so that the mean nearest cosine is about `wanted`.
 
@@ -122,15 +124,19 @@ def match_nearest_cosine(
         can_answer = np.ones(len(labels), dtype=bool)
     relatives = [_nearest_of_same_class(draw, vectors, labels, can_answer) for draw in draws]
     best, best_share, smallest = list(draws), 0.0, np.inf
+    changed, cosines = list(draws), [np.nan] * len(draws)
     for share in RELATIVE_SHARES:
-        changed = [
-            _with_relatives(draw, nearest, labels, share, np.random.default_rng((seed, 51, i)))
-            for i, (draw, nearest) in enumerate(zip(draws, relatives, strict=True))
-        ]
-        cosines = [mean_nearest_cosine(vectors[d.query], vectors[d.gallery]) for d in changed]
+        for i, (draw, nearest) in enumerate(zip(draws, relatives, strict=True)):
+            if progress:
+                progress(i, len(draws))
+            rng = np.random.default_rng((seed, 51, i))
+            new = _with_relatives(draw, nearest, labels, share, rng)
+            if share == 0 or not np.array_equal(new.gallery, changed[i].gallery):
+                cosines[i] = mean_nearest_cosine(vectors[new.query], vectors[new.gallery])
+            changed[i] = new
         difference = float(np.mean(cosines)) - wanted
         if abs(difference) < smallest:
-            best, best_share, smallest = changed, share, abs(difference)
+            best, best_share, smallest = list(changed), share, abs(difference)
         if difference >= 0:
             break
     return best, best_share
@@ -204,11 +210,12 @@ def embedded_draws(
     frozen: bool,
     embed: Callable[[ImageSet], Embeddings],
     nearest_cosine: float | None = None,
+    progress: Progress | None = None,
 ) -> EmbeddedDraws:
     """Draws like the test part, and the vectors of their images.
 
     frozen: see `validation_draws`. embed: gives the vectors of some of the images; broken ones may
-    be missing. nearest_cosine: the test part's, to be matched.
+    be missing. nearest_cosine: the test part's, to be matched. progress: of that.
     """
     draws = validation_draws(images, config, target, frozen=frozen)
     used = np.unique(np.concatenate([side for d in draws for side in (d.query, d.gallery)]))
@@ -225,7 +232,7 @@ def embedded_draws(
         labels = np.array([str(label) for label in kept.labels or []])
         rows = vectors.of_images(kept.ids).vectors
         draws, share = match_nearest_cosine(
-            draws, rows, labels, nearest_cosine, seed=config.seed,
+            draws, rows, labels, nearest_cosine, seed=config.seed, progress=progress,
             can_answer=in_domain(kept, config.gallery_domain, "gallery"),
         )  # fmt: skip
     return EmbeddedDraws(kept, vectors, draws, share, target.queries if target else None)

@@ -66,9 +66,12 @@ class BestSoFar:
     @property
     def report(self) -> Report:
         """Stops a step when only the time is left that a complete run takes: of the best so far, or
-        of what is tried, if that takes longer."""
+        of what is tried, if that takes longer. All others are compared with the first one."""
         kept_back = max(self._kept_back, self.reserve())
-        return self.journal.guarded(self.progress, self.journal.budget - kept_back)
+        until = self.journal.budget - kept_back
+        if self.first is None:
+            until = OVERRUN * self.journal.budget
+        return self.journal.guarded(self.progress, until)
 
     def reserve(self, candidate: Candidate | None = None) -> float:
         """Seconds that it takes to make a complete run of a candidate; by default of the best, 0 if

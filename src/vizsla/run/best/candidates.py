@@ -169,6 +169,7 @@ class HeldOut:
         self.shared, self.data, self.folder, self.times = shared, data, folder, times
         self._measured: dict[str, int] = {}  # key → of how many images the time is, at least
         self._heads: dict[Candidate, AnyProjection] = {}
+        self._values: dict[Candidate, Trial] = {}
         self._runtimes: dict[str, Runtime] = {}
         self._computes: dict[str, Compute] = {}
 
@@ -185,6 +186,7 @@ class HeldOut:
             frozen=False,
             embed=lambda images: self.embedded(first, images, "held-out", report),
             nearest_cosine=mean_nearest_cosine(*test, same_set=self.data.one_set),
+            progress=lambda done, total: report("drawing held-out images", done, total),
         )  # fmt: skip
         self.on = self.drawn.validation_set
         self.trials = Trials(self.on, config.optimise)
@@ -317,9 +319,13 @@ class HeldOut:
 
     def trial(self, candidate: Candidate, report: Report) -> Trial:
         """The candidate's values on all draws."""
-        vectors = self.vectors(candidate, report)
-        local = self.folder / LOCAL
-        return _tried(self.trials, str(candidate), vectors, candidate.chain, local)
+        if candidate not in self._values:
+            vectors = self.vectors(candidate, report)
+            local = self.folder / LOCAL
+            self._values[candidate] = _tried(
+                self.trials, str(candidate), vectors, candidate.chain, local, report
+            )
+        return self._values[candidate]
 
     def first_impressions(self, networks: Sequence[Network], report: Report) -> dict[str, float]:
         """Key → value on few images, for networks that are too many or too slow for all images."""
@@ -332,7 +338,7 @@ class HeldOut:
         for network in networks:
             vectors = self.embedded(network, few, "few", report)
             trials = Trials(validation_set(images, vectors.ids, [draw]), self.config.optimise)
-            found[network.key] = _tried(trials, str(network), vectors, "none", None).value
+            found[network.key] = _tried(trials, str(network), vectors, "none", None, report).value
         return found
 
     def chosen_chain(
@@ -351,17 +357,19 @@ class HeldOut:
         )  # fmt: skip
 
 
-def _tried(trials: Trials, name: str, vectors: Embeddings, chain: str, local: Path | None) -> Trial:
+def _tried(
+    trials: Trials, name: str, vectors: Embeddings, chain: str, local: Path | None, report: Report
+) -> Trial:
     parsed = parse_chain(chain)
     features = all_features(vectors, local) if parsed.verify else None
-    rows = vectors.vectors
-    positions = [
-        Refiner(
+    rows, positions = vectors.vectors, []
+    for i, draw in enumerate(trials.on.draws):
+        report("ranking held-out images", i, len(trials.on.draws))
+        refiner = Refiner(
             rows[draw.query], rows[draw.gallery],
             features=features and of_subsets(features, draw.query, draw.gallery),
-        ).top_k(parsed, len(draw.gallery))[0]
-        for draw in trials.on.draws
-    ]  # fmt: skip
+        )  # fmt: skip
+        positions.append(refiner.top_k(parsed, len(draw.gallery))[0])
     return trials.add(name, positions, parsed.uses)
 
 
