@@ -362,6 +362,21 @@ def test_the_search_holds_out_what_its_trainings_and_given_models_held_out(
     assert {name: getattr(found[1], name) for name in held_out} == held_out
 
 
+def test_a_tuned_network_speaks_for_the_one_that_it_was_tuned_from(
+    tinted: Path, tmp_path: Path
+) -> None:
+    settings = config(tinted, tmp_path)
+    so_far = BestSoFar(settings.run, tmp_path, Journal(tmp_path / "best.json", 100.0), None)
+    plain, own = Network("resnet50"), Network("resnet50", weights="w")
+    for network, value in (
+        (plain, 0.5), (own, 0.4), (Network("runs/a", name=f"{own} last"), 0.9),
+    ):  # fmt: skip
+        values = np.full(4, value)
+        so_far.singles[network] = Trial("", values, values, values)
+    search = searching._Search(settings, so_far)
+    assert search._most_promising(2, tuned=False) == [own, plain]
+
+
 def test_a_network_that_was_tuned_is_not_tuned_again(
     tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

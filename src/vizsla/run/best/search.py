@@ -623,7 +623,8 @@ class _Search:
         for network, trial in self.so_far.singles.items():
             source = network
             if not tuned and network.name:
-                source = next(n for n in self.so_far.singles if network.name.startswith(f"{n} "))
+                sources = [n for n in self.so_far.singles if network.name.startswith(f"{n} ")]
+                source = max(sources, key=lambda one: len(str(one)))  # "a (w) last" is not of "a"
             if not tuned and (network.image_size or network.views):
                 continue
             key = source.model, source.weights
