@@ -26,7 +26,7 @@ from vizsla.model.model_card import Origin
 from vizsla.options import TuneConfig
 from vizsla.run import functions
 from vizsla.run.best import search as searching
-from vizsla.run.best.best_so_far import FINISHING, BestSoFar, Tried
+from vizsla.run.best.best_so_far import FINISHING, LOADING, BestSoFar, Tried
 from vizsla.run.best.candidates import Candidate, HeldOut, Network
 from vizsla.run.best.journal import (
     NO_TIME,
@@ -403,6 +403,38 @@ def test_a_network_that_was_tuned_is_not_tuned_again(
     for _ in range(2):
         search._tune(Network(MODELS["first"]), 60.0)
     assert len(runs) == 1 and tried == [str(tuned)] * 2
+
+
+def test_a_network_is_tuned_longer_where_much_more_time_was_given(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.linspace(0.4, 0.6, 40)
+    trial, network = Trial("", values, values, values), Network(MODELS["first"])
+    tuned: list[tuple[float, int]] = []
+    monkeypatch.setattr(searching, "LEAST_TUNING", 10.0)
+    monkeypatch.setattr(
+        searching._Search, "_tune", lambda self, network, *plan: tuned.append(plan)
+    )  # fmt: skip
+    monkeypatch.setattr(BestSoFar, "complete", lambda self: None)
+    monkeypatch.setattr(BestSoFar, "reserve", lambda self, *args: 0.0)
+
+    def call(budget: float) -> list[tuple[float, int]]:
+        tuned.clear()
+        settings = config(tinted, tmp_path, budget)
+        so_far = BestSoFar(settings.run, tmp_path, Journal.open(tmp_path, budget), None)
+        so_far.held.drawn = SimpleNamespace(images=[])  # type: ignore[assignment]
+        so_far.held.others = []  # type: ignore[assignment]
+        so_far.plain, so_far.singles = Tried(Candidate((network,)), trial), {network: trial}
+        searching._Search(settings, so_far)._fine_tune(1)
+        so_far.journal.save()
+        return list(tuned)
+
+    kept_back = 2 * LOADING + FINISHING
+    first, longer = (98.0 - kept_back, 0), (980.0 - kept_back, 1)
+    assert call(100.0) == [first]
+    assert call(150.0) == [first]  # which computes nothing again
+    assert call(1000.0) == [first, longer]
+    assert call(1000.0) == [first, longer]
 
 
 def test_a_fine_tuning_that_sees_too_few_images_is_not_tried(

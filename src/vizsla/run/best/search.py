@@ -68,7 +68,8 @@ THOROUGH = 1200.0  # from here two networks are fine-tuned, after image size and
 LEAST_TUNING = 60.0  # seconds
 TUNING_MARGIN = 0.02  # of the budget, kept back since a fine-tuning may take longer than planned
 LEAST_PASSES = 1  # through the training images: a shorter fine-tuning is not tried
-PLAN = "plan "  # before a network, the journal's key of the seconds that its training may take
+PLAN = "plan "  # before a network, the journal's key of the seconds that each training may take
+LONGER = 2  # times an earlier training of a network, from which it is trained once more
 TUNED_RUN = "tuned "  # before its name, the journal's key of the run that tuned it
 PASSES = 2  # through the training images that a fine-tuning should have time for
 TRAINING_COST = 4  # training on an image takes as long as embedding so many, on a CPU without bf16
@@ -549,33 +550,40 @@ class _Search:
 
     def _fine_tune(self, count: int) -> None:
         """Fine-tunes the most promising networks with the time that is left, in `count` equal
-        parts; what is left after these, perhaps since more time was given, goes to further ones."""
+        parts; what is left after these, perhaps since more time was given, goes to further ones. A
+        network for which there now is LONGER times the time is tuned once more."""
         assert self.so_far.plain is not None
         plain = self.so_far.plain.candidate  # what a tuned network may be joined with
-        for i in itertools.count():
+
+        def seconds_each(parts: int) -> float:
             left = self.journal.left() - self.so_far.reserve(plain) - 1.2 * self.chain_seconds
-            seconds = left / max(1, count - i)
-            network = self._next_to_tune(seconds, i)
+            return left / max(1, parts)
+
+        for i in itertools.count():
+            network = self._next_to_tune(seconds_each(count - i), i)
             if network is None:
                 return
-            plan = f"{PLAN}{network}"
-            if plan not in self.journal.known:
-                seconds -= 2 * LOADING + self.so_far.seconds(network, self._ranked)
-                seconds -= self.so_far.run_seconds + TUNING_MARGIN * self.config.budget
-                if i == 0 and count > 1:  # then a head is fitted to this and the other networks
-                    seconds -= self.so_far.seconds(network, len(self.held.others))
-                    seconds -= self._seconds_of_heads
-                least = max(LEAST_TUNING, LEAST_PASSES * self._pass_seconds(network))
-                if seconds < least:
-                    missing = max(1, count - i) * (least - seconds)
-                    budget = self.config.budget + missing / (1 - TUNING_MARGIN)
-                    skipped = Step(
-                        "fine-tuned", str(network), verdict=NO_TIME, needs=round(budget, 1)
-                    )
-                    self.so_far.skipped += [skipped] if i < count else []
-                    return
-                self.journal.known[plan] = round(seconds, 1)
-            self._tune(network, self.journal.known[plan])
+            plans = self.journal.known.get(f"{PLAN}{network}", [])
+            for times, planned in enumerate(plans):
+                self._tune(network, planned, times)
+                self.so_far.complete()
+            seconds = seconds_each(count - i)
+            seconds -= 2 * LOADING + self.so_far.seconds(network, self._ranked)
+            seconds -= self.so_far.run_seconds + TUNING_MARGIN * self.config.budget
+            if i == 0 and count > 1:  # then a head is fitted to this and the other networks
+                seconds -= self.so_far.seconds(network, len(self.held.others))
+                seconds -= self._seconds_of_heads
+            if plans and seconds < LONGER * plans[-1]:
+                continue
+            least = max(LEAST_TUNING, LEAST_PASSES * self._pass_seconds(network))
+            if seconds < least:
+                missing = max(1, count - i) * (least - seconds)
+                budget = self.config.budget + missing / (1 - TUNING_MARGIN)
+                skipped = Step("fine-tuned", str(network), verdict=NO_TIME, needs=round(budget, 1))
+                self.so_far.skipped += [skipped] if i < count else []
+                return
+            self.journal.known[f"{PLAN}{network}"] = [*plans, round(seconds, 1)]
+            self._tune(network, round(seconds, 1), len(plans))
             self.so_far.complete()
 
     def _pass_seconds(self, network: Network) -> float:
@@ -595,12 +603,13 @@ class _Search:
             iter(enough), min(others, key=lambda one: self.so_far.seconds(one, 1), default=None)
         )
 
-    def _tune(self, network: Network, seconds: float) -> None:
-        """Fine-tunes the network in a run, whose model is then a further network."""
+    def _tune(self, network: Network, seconds: float, times: int = 0) -> None:
+        """Fine-tunes the network in a run, whose model is then a further network. times: how often
+        it was tuned before, for less time."""
         last, full = TUNED
         kind = full if self.held.compute(network).kind == "cuda" else last
 
-        name = f"{network} {kind}"
+        name = " ".join([str(network), *["longer"] * times, kind])
         run_key = f"{TUNED_RUN}{name}"
 
         def tune() -> Candidate:
