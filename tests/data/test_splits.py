@@ -79,6 +79,14 @@ def test_the_test_parts_sizes_are_imitated() -> None:
     assert np.unique(labels[draw.gallery], return_counts=True)[1].max() <= 15
 
 
+def test_one_large_class_does_not_keep_others_from_being_held_out() -> None:
+    images = image_set(even(100, 5) + ["large"] * 500)
+    labels = np.array(images.labels)
+    for seed in range(20):
+        held_out = labels[split(images, "new-classes", seed=seed).held_out]
+        assert len(np.unique(held_out)) == 40 and "large" not in held_out
+
+
 def test_draws_differ_and_the_seed_decides() -> None:
     images = image_set(even(12, 12))
     one, again, other = (split(images, seed=seed) for seed in (1, 1, 2))

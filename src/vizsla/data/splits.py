@@ -246,12 +246,13 @@ def _hold_out_classes(columns: _Columns, share: float, rng: np.random.Generator)
             "data"
         )
     max_classes = len(sizes) - 2
-    most = min(share * len(labels), max(share, MOST_OF_PAIRED) * sizes[usable].sum())
+    room = min(share * len(labels), max(share, MOST_OF_PAIRED) * sizes[usable].sum())
+    order = rng.permutation(usable)
+    order = order[np.argsort(sizes[order] > room / 2, kind="stable")]  # very large ones come last
     chosen: list[int] = []
-    for c in rng.permutation(usable):
-        if len(chosen) >= 2 and (sizes[chosen].sum() + sizes[c] / 2 > most):
-            break
-        if len(chosen) < max_classes:
+    for c in order:
+        fits = len(chosen) < 2 or sizes[chosen].sum() + sizes[c] / 2 <= room
+        if fits and len(chosen) < max_classes:
             chosen.append(int(c))
     return np.isin(labels, chosen)
 
