@@ -45,7 +45,7 @@ def test_the_share_of_seen_classes_is_found(
 def test_classes_that_were_not_compared_count_as_the_others() -> None:
     """A sample has images of six of the twelve classes, and test images are of all."""
     test = images_of(range(12), 10, 2)
-    found = seen_share(TRAINING[:120], LABELS[:120], test, classes_in_all=12)
+    found = seen_share(TRAINING[:120], LABELS[:120], test, all_labels=LABELS)
     assert found is not None and found.share == pytest.approx(1, abs=0.2)
     single = [*LABELS[:120], *(f"single {i}" for i in range(6))]
     rows = np.concatenate([TRAINING[:120], images_of(range(6, 12), 1, 3)])
@@ -53,6 +53,17 @@ def test_classes_that_were_not_compared_count_as_the_others() -> None:
     assert again is not None and again.share == pytest.approx(found.share, abs=0.1)
     half = seen_share(TRAINING[:120], LABELS[:120], test)
     assert half is not None and half.validate_on == "new-classes"
+
+
+def test_single_images_do_not_make_new_test_classes_look_seen() -> None:
+    """Six of the test classes are training classes of 20 images, and six are new; what the training
+    classes of one image are asked for is unknown."""
+    rows = np.concatenate([TRAINING[:120], images_of(range(30, 36), 1, 3)])
+    labels = [*LABELS[:120], *(f"single {i}" for i in range(6))]
+    test = np.concatenate([images_of(range(6), 10, 2), images_of(range(12, 18), 10, 2)])
+    found = seen_share(rows, labels, test)
+    assert found is not None
+    assert found.low < 0.5 < found.high and found.validate_on == "new-classes"
 
 
 def test_too_little_tells_nothing() -> None:

@@ -41,9 +41,14 @@ def asked(monkeypatch: pytest.MonkeyPatch, low: float) -> list[tuple[int, list[s
     found: list[tuple[int, list[str], int]] = []
 
     def estimate(
-        training: np.ndarray, labels: list[str], test: np.ndarray, *, classes_in_all: int, seed: int
+        training: np.ndarray,
+        labels: list[str],
+        test: np.ndarray,
+        *,
+        all_labels: list[str],
+        seed: int,
     ) -> SeenShare:
-        assert classes_in_all == 4
+        assert len(set(all_labels)) == 4
         found.append((len(training), sorted(set(labels)), len(test)))
         return SeenShare(1.0, low, 1.1)
 
@@ -147,7 +152,7 @@ def test_test_images_that_are_query_and_gallery_count_once(kind: str, asked: lis
     rows = np.random.default_rng(0).standard_normal((40, 8))
     training = Embeddings.from_arrays(rows, [*map(str, range(40))], labels)
     test = np.random.default_rng(1).standard_normal((30, 8))
-    validate_on.validate_on_by_vectors(training, [test, test], classes_in_all=4)
+    validate_on.validate_on_by_vectors(training, [test, test], all_labels=labels)
     assert asked[0][2] == 30
 
 

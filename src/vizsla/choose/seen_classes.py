@@ -26,7 +26,8 @@ REPLICATES = 300
 class SeenShare:
     """The estimated share of the test images whose class is among the training classes.
 
-    low, high: its 95 % interval, by a bootstrap over training classes and test images.
+    low, high: its 95 % interval, by a bootstrap over training classes and test images; wider where
+    some classes have too few images to be compared.
     """
 
     share: float
@@ -54,13 +55,13 @@ def seen_share(
     labels: Sequence[str],
     test: np.ndarray,
     *,
-    classes_in_all: int | None = None,
+    all_labels: Sequence[object] | None = None,
     seed: int = 0,
 ) -> SeenShare | None:
     """The share of test images of training classes. None: too few images or classes to tell.
 
     training (N, D), test (M, D): unit vectors of one model, not trained on these images. labels: N.
-    classes_in_all: how many the training part has, if these images are only of some of them.
+    all_labels: of the whole training part, if these images are only some of them.
     """
     from sklearn.linear_model import LogisticRegression  # slow to import
 
@@ -70,8 +71,13 @@ def seen_share(
     kept = [rng.permutation(rows)[:PER_CLASS] for rows in classes if len(rows) > 1]
     if len(kept) < 3 or sum(map(len, kept)) < FEWEST or len(test) < FEWEST:
         return None
-    known_share = len(kept) / (classes_in_all or len(classes))  # single images cannot be compared
     known, known_codes = training[np.concatenate(kept)], codes[np.concatenate(kept)]
+    # Classes of single images cannot be compared. The others' share of the seen test images is not
+    # known: it is that of the classes, or of the training images if large classes have more.
+    compared = {str(labels[rows[0]]) for rows in kept}
+    everywhere = [str(label) for label in (labels if all_labels is None else all_labels)]
+    of_classes = len(compared) / len(set(everywhere))
+    of_images = float(np.mean([label in compared for label in everywhere]))
     asked = rng.permutation(len(known))[:IMAGES]
     test = test[rng.permutation(len(test))[:IMAGES]]
 
@@ -95,8 +101,9 @@ def seen_share(
     counts, seen_sums, new_sums = sums @ rng.multinomial(C, np.full(C, 1 / C), REPLICATES).T
     means = rng.choice(found, (REPLICATES, len(found))).mean(axis=1)
     drawn = _between(means, seen_sums / counts, new_sums / counts)
-    low, high = np.percentile(drawn, [2.5, 97.5]) / known_share
-    share = _between(found.mean(), seen.mean(), new.mean()) / known_share
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    low, high = low / max(of_classes, of_images), high / min(of_classes, of_images)
+    share = _between(found.mean(), seen.mean(), new.mean()) / of_classes
     return SeenShare(float(share), float(low), float(high))
 
 

@@ -140,7 +140,7 @@ def _decided(
     config = with_validation(
         config,
         validate_on=validate_on_by_vectors(
-            known, vectors, classes_in_all=len(set(training.labels or [])), seed=config.seed
+            known, vectors, all_labels=training.labels, seed=config.seed
         ),
     )
     given = (config.training.query_domain, config.training.gallery_domain)
@@ -176,12 +176,12 @@ def validate_on_by_vectors(
     training: Embeddings,
     test: Sequence[np.ndarray],
     *,
-    classes_in_all: int | None = None,
+    all_labels: Sequence[object] | None = None,
     seed: int = 0,
 ) -> str:
     """The part that validation should hold out; logs what was found, and how sure that is.
 
-    training: with labels. test: vectors of queries and of gallery, (M, D) each. classes_in_all: see
+    training: with labels. test: vectors of queries and of gallery, (M, D) each. all_labels: see
     `seen_share`.
     """
     names = [str(label) for label in training.labels or []]
@@ -190,9 +190,7 @@ def validate_on_by_vectors(
     if kind == NEW:
         rows = np.concatenate(test)
         once = np.sort(np.unique(rows, axis=0, return_index=True)[1])  # they may be one set
-        found = seen_share(
-            training.vectors, names, rows[once], classes_in_all=classes_in_all, seed=seed
-        )
+        found = seen_share(training.vectors, names, rows[once], all_labels=all_labels, seed=seed)
     if found is None:
         _log_safer(kind, TOO_FEW)
         return kind
