@@ -78,3 +78,17 @@ def test_images_without_domains_are_assigned_by_their_look() -> None:
     assert domain_roles(gap, training[:120], LABELS, None) is None  # drawings only
     other = [f"other {label}" for label in LABELS]
     assert domain_roles(gap, training, LABELS + other, None) is None
+
+
+@pytest.mark.parametrize("each", [4, 9, 12, 20])
+def test_one_catalogue_picture_of_each_class_is_enough(each: int) -> None:
+    gap = domain_gap(PHOTOS, DRAWINGS)
+    assert gap is not None
+    photos, one = images_of(range(20), each - 1, 6, look=1.0), images_of(range(20), 1, 7)
+    names = [f"class {c}" for c in range(20)]
+    labels = [*np.repeat(names, each - 1).tolist(), *names]
+    found = domain_roles(gap, np.concatenate([photos, one]), labels, None)
+    assert found is not None and found.assigned is not None
+    truth = [LIKE_QUERIES] * len(photos) + [LIKE_GALLERY] * 20
+    assert np.mean([a == b for a, b in zip(found.assigned, truth, strict=True)]) > 0.95
+    assert domain_roles(gap, photos, labels[: len(photos)], None) is None  # no catalogue picture

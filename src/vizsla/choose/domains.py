@@ -19,7 +19,7 @@ NEAREST = 0.5  # the share of pairs that is kept: the most similar ones show the
 FOLDS = 5
 REPLICATES = 300
 SURE = 0.75  # the share of a training domain's images that must look like one side
-BOTH = 0.1  # of the training images must look like either side, if they have no domains
+BOTH = 0.1  # of the training images must look like either side, or most classes have such images
 FEWEST_CLASSES = 4  # that have both kinds
 
 
@@ -133,7 +133,13 @@ def domain_roles(
     names = np.array([str(label) for label in labels])
     if domains is None:
         share = (taken.mean() - gap.false_alarm) / max(gap.hit - gap.false_alarm, 1e-3)
-        if not BOTH < share < 1 - BOTH or not _in_enough_classes(names, taken, ~taken):
+        rare, by_mistake = (
+            (taken.mean(), gap.false_alarm) if share < 0.5 else (1 - taken.mean(), 1 - gap.hit)
+        )
+        # Such as one catalogue picture of each class: rare, but in most classes.
+        in_most = rare > 2 * by_mistake and _in_enough_classes(names, taken, ~taken, share=0.5)
+        is_common = BOTH < share < 1 - BOTH and _in_enough_classes(names, taken, ~taken)
+        if not (is_common or in_most):
             return None
         assigned = [LIKE_QUERIES if one else LIKE_GALLERY for one in taken]
         return DomainRoles(LIKE_QUERIES, LIKE_GALLERY, assigned)
@@ -147,6 +153,10 @@ def domain_roles(
     return DomainRoles(query, gallery)
 
 
-def _in_enough_classes(names: np.ndarray, one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether enough classes have images of both kinds; names (N,), one and other (N,) bool."""
-    return len(set(names[one].tolist()) & set(names[other].tolist())) >= FEWEST_CLASSES
+def _in_enough_classes(
+    names: np.ndarray, one: np.ndarray, other: np.ndarray, *, share: float = 0.0
+) -> bool:
+    """Whether enough classes, and this share of them, have images of both kinds; names (N,), one
+    and other (N,) bool."""
+    found = len(set(names[one].tolist()) & set(names[other].tolist()))
+    return found >= max(FEWEST_CLASSES, share * len(np.unique(names)))
