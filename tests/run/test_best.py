@@ -171,6 +171,14 @@ def test_networks_see_the_border_of_images_if_the_first_one_is_better_so(
     assert record["framing"] == network.framing
 
 
+def test_a_slow_first_model_is_not_tried_again_with_the_border_of_images(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "FROZEN_SHARE", -1.0)
+    asked = dataclasses.replace(config(tinted, tmp_path), models=["tiny"], weights=["random"])
+    assert "framing" not in {step.stage for step in best(asked).steps}
+
+
 def test_slow_models_come_after_a_head_and_a_chain(
     tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: BestResult
 ) -> None:

@@ -317,7 +317,7 @@ class _Search:
 
     def _framed(self, networks: list[Network]) -> list[Network]:
         """The networks without the border of images cut off, if the first one is better so, however
-        little: it takes no more time."""
+        little: then it takes no more time. Not tried where the first one is slow."""
         first = networks[0]
         if Path(first.model).is_dir():
             return networks
@@ -325,6 +325,8 @@ class _Search:
             return networks
         framed = dataclasses.replace(first, framing=COVER)
         needs = LOADING + self.so_far.seconds(first, self._ranked)
+        if needs > FROZEN_SHARE * self.config.budget:
+            return networks
         self.so_far.attempt("framing", str(framed), Candidate((framed,)), needs=needs)
         values = self.so_far.singles
         if framed not in values or values[framed].value <= values[first].value:
