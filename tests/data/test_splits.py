@@ -79,6 +79,15 @@ def test_the_test_parts_sizes_are_imitated() -> None:
     assert np.unique(labels[draw.gallery], return_counts=True)[1].max() <= 15
 
 
+def test_queries_are_of_many_seen_classes_though_one_is_much_larger() -> None:
+    images = image_set(even(199, 4) + ["large"] * 200)
+    found = split(images, "seen-classes", target=Target(200, 800), draws=8)
+    labels = np.array(images.labels)
+    queried = np.unique(labels[np.concatenate([draw.query for draw in found.draws])])
+    assert len(queried) > 100
+    assert set(labels[found.training]) == set(labels)
+
+
 def test_one_large_class_does_not_keep_others_from_being_held_out() -> None:
     images = image_set(even(100, 5) + ["large"] * 500)
     labels = np.array(images.labels)

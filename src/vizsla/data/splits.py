@@ -107,7 +107,7 @@ def split(
     seed: int = 0,
 ) -> Split:
     """Holds out about `share` of the images (fewer if the test part is smaller; SHARE_OF_FEW where
-    that would be one image of each class).
+    that would be one image of most classes).
 
     Images of one group are never both trained on and held out. split_by: time or place, which also
     make groups, see `exif_columns.grouped_by`. Every query has a relevant image in
@@ -133,7 +133,7 @@ def split(
         held_out = _hold_out_classes(columns, share, rng)
     else:
         held_out = _hold_out_images(columns, target, share, rng)
-        if np.bincount(columns.labels[held_out], minlength=1).max() < 2 and share < SHARE_OF_FEW:
+        if share < SHARE_OF_FEW and not _can_many_be_queried(columns.labels, held_out):
             rng = np.random.default_rng((seed, 11))  # few images of a class: two are needed
             held_out = _hold_out_images(columns, target, SHARE_OF_FEW, rng)
     return _split_from(columns, held_out, target, draws, seed)
@@ -289,6 +289,13 @@ def _hold_out_images(
             held_out[members[groups[members] == unit]] = True
             due -= size
     return held_out
+
+
+def _can_many_be_queried(labels: np.ndarray, held_out: np.ndarray) -> bool:
+    """Whether two images are held out of a quarter of the classes that have three or more."""
+    sizes = np.bincount(labels)
+    several = np.bincount(labels[held_out], minlength=len(sizes)) >= 2
+    return bool(4 * several.sum() >= (sizes >= 3).sum() and several.any())
 
 
 # ── queries and gallery ───────────────────────────────────────────────────────────────────────────
