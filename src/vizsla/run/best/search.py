@@ -52,7 +52,7 @@ MODELS = (  # tried where their weights are here, or can be downloaded; the firs
     "efficientnet-lite0", "efficientnet-lite2", "efficientnet-lite1", "dinov2-s14", "dinov2-b14",
     "siglip2-b16", "clip-vit-b16", "convnext-tiny",
 )  # fmt: skip
-HALVING_SHARE = 0.1  # of the budget: if all models take more, the worse half is left out early
+HALVING_SHARE = 0.15  # of the budget: if all models take more, the worse half is left out early
 SIZES = (1.3, 1.6)  # times the image size that a network was trained with
 FROZEN_SHARE = 0.15  # of the budget that a model may take that is tried before heads and chains
 # of the budget, that a head of the first model may take before others are tried
