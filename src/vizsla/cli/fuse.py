@@ -92,7 +92,7 @@ def fuse(
             record = {key: ranking.origin["fusion"][key] for key in ("method", "weights")}
         calibration = None
         if options.accept is not None and members:
-            ranking = fused_runs.decidable(ranking, members, found.fusion)
+            ranking = fused_runs.with_joint_evidence(ranking, members, found.fusion)
             calibration = fused_runs.joint_calibration(
                 members, found.fusion, options.accept, ranking, progress
             )

@@ -160,21 +160,21 @@ def require_no_whitening(whiten: str, without: str) -> None:
         )
 
 
-def ranked_like(ranking: Ranking, rank: Rank, weights: Sequence[float] = (1.0,)) -> Rank:
+def with_same_evidence(ranking: Ranking, rank: Rank, weights: Sequence[float] = (1.0,)) -> Rank:
     """`rank`, with evidence for decisions by the joined vectors if this ranking has it. weights: of
     the models, one each."""
     if ranking.evidence is None:
         return rank
     near = ranking.origin[NEAR]
 
-    def with_same_evidence(queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
+    def rank_and_compare(queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
         both = [joined(parts, weights) for parts in (queries, gallery)]
         return with_evidence(rank(queries, gallery), *both, near=near)
 
-    return with_same_evidence
+    return rank_and_compare
 
 
-def decidable_ranking(
+def with_allowed_evidence(
     ranking: Ranking, queries: Embeddings, gallery: Embeddings, refine_uses: str
 ) -> Ranking:
     """The ranking with evidence beside its scores, as far as other images may be used."""

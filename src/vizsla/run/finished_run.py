@@ -15,7 +15,7 @@ from vizsla.progress import waiting
 from vizsla.run.accepting import CALIBRATION
 from vizsla.run.config import RunConfig, recorded_config
 from vizsla.run.embedding import Progress
-from vizsla.run.fused_runs import decidable, joint_calibration, members_of
+from vizsla.run.fused_runs import joint_calibration, members_of, with_joint_evidence
 from vizsla.run.inputs import folders_of, truth_in
 from vizsla.run.members import Member
 from vizsla.score.calibration import SURE, Calibration
@@ -164,7 +164,7 @@ def calibrate_run(
     members = members or [Member.of(folder)]
     ranking = Ranking.load(ranking_in(folder))
     if ranking.evidence is None:
-        ranking = decidable(ranking, members, fusion)
+        ranking = with_joint_evidence(ranking, members, fusion)
         ranking.save(ranking_in(folder))
     found = joint_calibration(members, fusion, sure, ranking, progress)
     found.save(Path(folder) / CALIBRATION)

@@ -30,9 +30,9 @@ from vizsla.options import FUSION_WHITENINGS
 from vizsla.run.accepting import (
     Accept,
     calibration_for,
-    decidable_ranking,
-    ranked_like,
     require_no_whitening,
+    with_allowed_evidence,
+    with_same_evidence,
 )
 from vizsla.run.config import RunConfig
 from vizsla.run.embedding import Progress
@@ -244,7 +244,9 @@ def ranker(
     return rank
 
 
-def decidable(ranking: Ranking, members: Sequence[Member], fusion: FusionConfig) -> Ranking:
+def with_joint_evidence(
+    ranking: Ranking, members: Sequence[Member], fusion: FusionConfig
+) -> Ranking:
     """The joint ranking of these runs (or that of one run) with evidence beside its scores, unless
     they were re-ranked."""
     if fusion.refine != "none" or any(member.chain.steps for member in members):
@@ -254,7 +256,7 @@ def decidable(ranking: Ranking, members: Sequence[Member], fusion: FusionConfig)
         joined([member.embeddings(role) for member in members], weights)
         for role in ("query", "gallery")
     )
-    return decidable_ranking(ranking, queries, gallery, members[0].config.refine_uses)
+    return with_allowed_evidence(ranking, queries, gallery, members[0].config.refine_uses)
 
 
 def search_ranker(members: Sequence[Member], fusion: FusionConfig) -> Rank | None:
@@ -306,7 +308,7 @@ def joint_calibration(
         config, data, target_in(data, truth_in(config, data)),
         [functools.partial(one.calibration_vectors, progress=progress) for one in members],
         tuned=bool(tuned),
-        rank=ranked_like(
+        rank=with_same_evidence(
             ranking, ranker(members, fusion, progress), weights_of(fusion, len(members))
         ),
         search=search_ranker(members, fusion),

@@ -40,10 +40,10 @@ from vizsla.run.accepting import (
     ClosedForm,
     calibration_for,
     check_accept,
-    decidable_ranking,
     ranked_by,
-    ranked_like,
     rounds_for,
+    with_allowed_evidence,
+    with_same_evidence,
 )
 from vizsla.run.config import REFINEMENT, RunConfig, check_compute, compute_for, resolved
 from vizsla.run.embedding import Progress, RunEmbedder
@@ -161,8 +161,7 @@ def run(
                 is_tuned = tuned is not None and tuned.is_improved
                 frozen = functools.partial(embed.without_projection, role=FROZEN_ROLE)
                 if not chain.steps:
-                    uses = config.refine_uses
-                    ranking = decidable_ranking(ranking, queries, gallery, uses)
+                    ranking = with_allowed_evidence(ranking, queries, gallery, config.refine_uses)
                 learned_on = data
                 if not is_tuned and Accept.parse(config.accept).file is None:
                     labelled = training_part(data.training, config.data, "--accept")
@@ -174,7 +173,9 @@ def run(
                 calibration = calibration_for(
                     config, learned_on, target, [functools.partial(_for_calibration, embed)],
                     tuned=is_tuned,
-                    rank=ranked_like(ranking, ranked_by(chain, _features_in(this_run, config))),
+                    rank=with_same_evidence(
+                        ranking, ranked_by(chain, _features_in(this_run, config))
+                    ),
                     rounds=rounds_for(chain),
                     search=by_cosine if chain.steps else None,
                     closed_form=ClosedForm.of(embedder, config, frozen) if is_tuned else None,

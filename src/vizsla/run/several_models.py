@@ -29,11 +29,11 @@ from vizsla.run.fused_runs import (
     CONCAT,
     Fused,
     FusionConfig,
-    decidable,
     fuse_runs,
     joint_calibration,
     require_decidable,
     require_whole_images,
+    with_joint_evidence,
 )
 from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.run.members import Member
@@ -113,7 +113,7 @@ def joint_run(
                 )
             truth, calibration, ranking = truth_in(config, data), None, found.ranking
             if config.accept is not None:
-                ranking = decidable(ranking, members, found.fusion)
+                ranking = with_joint_evidence(ranking, members, found.fusion)
                 calibration = joint_calibration(
                     members, found.fusion, config.accept, ranking, progress
                 )
