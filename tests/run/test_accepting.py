@@ -277,6 +277,7 @@ def test_a_tuned_model_with_few_held_out_classes_is_warned_of(
         )  # fmt: skip
         warned = bool(re.search(r"only the \d classes .* hold out more", caplog.text))
         assert warned is by_class[-1] is (tuned and is_new)
+        assert (accepting.KNOWN_CLASSES in caplog.text) is (tuned and not is_new)
 
 
 def test_a_projection_is_fitted_again_without_the_classes_of_the_queries(

@@ -43,6 +43,10 @@ CALIBRATION = "calibration.json"  # in a run's folder
 WHITENED = (
     "the projection (%s) is fitted to the training images, whose scores are not those of new ones"
 )
+KNOWN_CLASSES = (
+    "--accept is learned on classes that the model was trained on, also for queries with nothing "
+    "in the gallery: with things of other classes more of the accepted matches may be wrong"
+)
 ROLE = "calibration"  # of the embeddings that it was learned from, in a run's folder
 FROZEN_ROLE = "calibration-frozen"  # of those by the network without a projection
 
@@ -238,6 +242,8 @@ def learn_calibration(
         images, draws = images_and_draws(config, data, target, tuned=tuned, rounds=rounds)
         if by_class:
             _warn_of_few_classes(images, draws)
+        elif tuned:
+            log.warning("%s", KNOWN_CLASSES)
         parts = [Part([embed_images(images) for embed_images in embed], images, draws)]
 
     def learned(by: Rank) -> Calibration:
