@@ -45,6 +45,7 @@ from vizsla.run.config import RunConfig
 from vizsla.run.inputs import folders_of
 from vizsla.score.run_table import RunTable
 from vizsla.search.ranking import Ranking
+from vizsla.train import optimizer
 from vizsla.web.search.models import SearchRequest
 from vizsla.web.search.server import GallerySource, prepare
 from vizsla.web.search.service import ServerState
@@ -411,6 +412,22 @@ def test_a_network_that_was_tuned_is_not_tuned_again(
     for _ in range(2):
         search._tune(Network(MODELS["first"]), 60.0)
     assert len(runs) == 1 and tried == [str(tuned)] * 2
+
+
+def test_large_transformers_get_adapters_on_a_gpu(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    settings = config(tinted, tmp_path)
+    so_far = BestSoFar(settings.run, tmp_path, Journal(tmp_path / "best.json", 100.0), None)
+    search = searching._Search(settings, so_far)
+    transformer = Network("timm:test_vit", "random")
+    networks = [transformer, Network(MODELS["first"])]
+    assert [search._trained_part(one) for one in networks] == ["last", "last"]
+    monkeypatch.setattr(HeldOut, "compute", lambda *_: SimpleNamespace(kind="cuda"))
+    assert [search._trained_part(one) for one in networks] == ["full", "full"]  # small ones
+    monkeypatch.setattr(optimizer, "LARGE", 0)
+    assert [search._trained_part(one) for one in networks] == ["lora", "full"]
 
 
 def test_a_network_is_tuned_longer_where_much_more_time_was_given(

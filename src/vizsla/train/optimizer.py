@@ -15,6 +15,7 @@ LAST_SHARE = 0.7  # of the blocks: the first ones cost most and detect what all 
 SMALL_SHARE = 0.02  # of the largest block's parameters: what has fewer joins another block
 ADAPTED_LAYERS = ("qkv", "proj", "fc1", "fc2", "out_proj", "c_fc", "c_proj", "q", "kv")
 ADAPTER_RANK = 8
+LARGE = 200e6  # parameters of an image tower, from which adapters are the usual way
 
 
 # ── which weights are trained ────────────────────────────────────────────────────────────────────
@@ -90,6 +91,19 @@ def unfreeze_weights(
 # ── adapters (Hu et al., 2021) ───────────────────────────────────────────────────────────────────
 
 
+def suits_adapters(embedder: Embedder) -> bool:
+    """Whether it is usually fine-tuned by adapters: its image tower is a large transformer."""
+    tower = _image_tower(embedder)
+    return _count(tower) >= LARGE and bool(_adapted_layers(tower))
+
+
+def _adapted_layers(tower: nn.Module) -> list[str]:
+    names = {
+        name.rpartition(".")[2] for name, m in tower.named_modules() if isinstance(m, nn.Linear)
+    }
+    return sorted(names & set(ADAPTED_LAYERS))
+
+
 def add_adapters(embedder: Embedder, *, seed: int = 0) -> list[nn.Parameter]:
     """Adds low-rank adapters to the linear layers of the image tower; returns their parameters.
 
@@ -100,10 +114,7 @@ def add_adapters(embedder: Embedder, *, seed: int = 0) -> list[nn.Parameter]:
     except ImportError as error:
         raise MissingExtraError("--finetune lora", "lora") from error
     tower = _image_tower(embedder)
-    names = {
-        name.rpartition(".")[2] for name, m in tower.named_modules() if isinstance(m, nn.Linear)
-    }
-    targets = sorted(names & set(ADAPTED_LAYERS))
+    targets = _adapted_layers(tower)
     if not targets:
         raise ModelError(
             f"{embedder.name} has no layers that adapters can be added to: --finetune lora is for "

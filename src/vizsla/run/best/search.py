@@ -10,6 +10,7 @@ complete run at once, so that there always is one.
 """
 
 import dataclasses
+import importlib.util
 import itertools
 import logging
 import math
@@ -44,6 +45,7 @@ from vizsla.run.config import DOMAINS, RunConfig
 from vizsla.run.inputs import folders_of
 from vizsla.run.pipeline import run
 from vizsla.run.validate_on import before_training, held_out_from, keep_assigned_domains
+from vizsla.train.optimizer import suits_adapters
 from vizsla.workspace import Run, is_run
 
 log = logging.getLogger("vizsla.run")
@@ -59,7 +61,7 @@ FROZEN_SHARE = 0.15  # of the budget that a model may take that is tried before 
 EARLY_HEAD_SHARE = {SEEN: 0.4, NEW: 0.03}
 WEIGHTS = (0.25, 0.5, 1.0, 2.0)  # of a further network, relative to the mean of the others
 JOINED, MOST_JOINABLE = 3, 5  # networks that are joined, out of how many
-TUNED = ("last", "full")  # what is fine-tuned on a CPU, and on a GPU
+LAST, FULL, LORA = TUNED = ("last", "full", "lora")
 SHARES = (0.3, 0.5, 0.7)  # weight of a tuned network that is joined with a head of others
 DRAWS = 8
 CHAIN_DRAWS = 4  # on which a chain is chosen, unless there is time for all
@@ -608,9 +610,7 @@ class _Search:
     def _tune(self, network: Network, seconds: float, times: int = 0) -> None:
         """Fine-tunes the network in a run, whose model is then a further network. times: how often
         it was tuned before, for less time."""
-        last, full = TUNED
-        kind = full if self.held.compute(network).kind == "cuda" else last
-
+        kind = self._trained_part(network)
         name = " ".join([str(network), *["longer"] * times, kind])
         run_key = f"{TUNED_RUN}{name}"
 
@@ -626,6 +626,16 @@ class _Search:
             return Candidate((Network(self.journal.known[run_key], name=name),))
 
         self.so_far.attempt("fine-tuned", name, tune)
+
+    def _trained_part(self, network: Network) -> str:
+        """What --finetune says of it: its last blocks on a CPU; on a GPU all, or adapters of a
+        large transformer if they can be had."""
+        if self.held.compute(network).kind != "cuda":
+            return LAST
+        has_adapters = importlib.util.find_spec("peft") is not None
+        if has_adapters and suits_adapters(self.held.runtime(network).embedder):
+            return LORA
+        return FULL
 
     def _most_promising(self, count: int, *, tuned: bool = True) -> list[Network]:
         """The best networks alone, each as it is best: larger, mirrored or tuned. Without tuned
