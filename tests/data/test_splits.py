@@ -58,6 +58,23 @@ def test_seen_classes_of_few_images_still_give_queries(each: int) -> None:
     assert set(labels[found.training]) == set(labels)
 
 
+@pytest.mark.parametrize(
+    ("classes", "each", "queries", "gallery"),
+    [(1000, 5, 200, 400), (500, 20, 100, 300), (60, 8, 20, 20), (40, 6, 10, 25)],
+)
+def test_seen_classes_give_queries_though_the_test_part_is_smaller_than_their_number(
+    classes: int, each: int, queries: int, gallery: int
+) -> None:
+    images = image_set(even(classes, each))
+    found = split(images, "seen-classes", target=Target(queries, gallery))
+    labels = np.array(images.labels)
+    for draw in found.draws:
+        assert len(draw.query) == pytest.approx(queries, rel=0.1)
+        assert len(draw.gallery) == gallery
+        assert set(labels[draw.query]) <= set(labels[draw.gallery])
+    assert len(set(labels[found.training])) == classes
+
+
 def test_seen_classes_hold_out_images_of_every_class() -> None:
     images = image_set(even(10, 50))
     target = Target(queries=40, gallery=40)

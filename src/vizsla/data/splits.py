@@ -275,7 +275,8 @@ def _hold_out_images(
     labels, groups = columns.labels, columns.groups
     has_role = columns.can_query | columns.can_answer
     wanted = (target.queries or len(labels)) + (target.gallery or len(labels))
-    share = min(share, wanted / len(labels))
+    pairs = 2 * (int(labels.max()) + 1)  # a query needs another image of its class
+    share = min(share, max(wanted, pairs) / len(labels))
     held_out = np.zeros(len(labels), dtype=bool)
     due = 0.0  # images still to be held out, carried from class to class
     for c in rng.permutation(labels.max() + 1):

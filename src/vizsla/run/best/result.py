@@ -178,7 +178,7 @@ def finished(config: RunConfig, journal: Journal, skipped: list[Step], held_out:
     """
     assert journal.best is not None
     best = Run(Path(config.home), journal.best["run"])
-    scores = best.folder / "scores.json"
+    scores, figures = best.folder / "scores.json", _figures(config, best)
     found = BestResult(
         best,
         Candidate.of(journal.best["candidate"]),
@@ -187,7 +187,7 @@ def finished(config: RunConfig, journal: Journal, skipped: list[Step], held_out:
         journal.budget,
         journal.spent(),
         Scores.load(scores) if scores.exists() else None,
-        _figures(config, best),
+        figures,
         journal.path.parent / PAGE,
         journal.is_unchanged,
     )
