@@ -222,12 +222,15 @@ def test_the_speed_of_a_single_other_model_is_measured_first(
     so_far.held.drawn = SimpleNamespace(images=[None] * 50)  # type: ignore[assignment]
     tried: list[str] = []
 
-    def few(self: HeldOut, networks: list[Network], report: Any) -> dict[str, float]:
-        (network,) = networks
+    def timed(self: HeldOut, network: Network, report: Any) -> None:
         self.times[network.key] = seconds
-        return {network.key: 0.5}
 
-    monkeypatch.setattr(HeldOut, "first_impressions", few)
+    def on_few_images(self: HeldOut, network: Network, report: Any) -> float:
+        assert seconds < 1  # a slow one is not tried on any
+        return 0.5
+
+    monkeypatch.setattr(HeldOut, "timed", timed)
+    monkeypatch.setattr(HeldOut, "first_impression", on_few_images)
     monkeypatch.setattr(so_far, "attempt", lambda stage, name, what: tried.append(name))
     first, second = (Network(folder) for folder in MODELS.values())
     slower = searching._Search(settings, so_far)._try_frozen([first, second])
@@ -592,11 +595,12 @@ def test_vectors_from_the_cache_do_not_make_a_network_look_fast(
         held.embedded(network, images, "test", lambda *_: None)
         return held.times[network.key]
 
-    def blank_batch(self: HeldOut, network: Network) -> None:
+    def timed(self: HeldOut, network: Network, report: Any) -> Any:
         self.times[network.key] = 1000.0
+        return self.runtime(network)
 
     assert embedded(gallery.subset(np.arange(len(gallery) // 2)), "first") > 0
-    monkeypatch.setattr(HeldOut, "_time_blank_batch", blank_batch)
+    monkeypatch.setattr(HeldOut, "timed", timed)
     assert embedded(gallery.subset(np.arange(len(gallery) // 2)), "second") == 1000
     assert 0 < embedded(gallery, "third") < 1000  # half of them are new
 
@@ -650,6 +654,10 @@ def test_a_candidate_that_fails_is_listed_and_the_others_go_on(
         MODELS["first"]: "kept", MODELS["second"]: f"failed: {failure('no memory for this')}"
     }  # fmt: skip
     require_complete(found.run)
+    monkeypatch.setattr(HeldOut, "embedded", embedded)  # now there is memory
+    found = best(config(tinted, tmp_path))
+    again = [s for s in found.steps if (s.stage, s.name) == ("frozen", MODELS["second"])]
+    assert len(again) == 1 and again[0].value is not None
 
 
 def test_models_whose_folders_have_one_name_are_all_tried(tinted: Path, tmp_path: Path) -> None:
@@ -696,7 +704,7 @@ def test_what_is_interrupted_by_hand_is_tried_again_however_often(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(HeldOut, "trial", stopped)
-    monkeypatch.setattr(HeldOut, "first_impressions", stopped)
+    monkeypatch.setattr(HeldOut, "timed", stopped)
     for _ in range(3):
         journal, settings = Journal.open(tmp_path, 100.0), config(tinted, tmp_path)
         so_far = BestSoFar(settings.run, tmp_path, journal, None)

@@ -270,6 +270,7 @@ class _Search:
         progress: Progress | None = None,
     ) -> None:
         self.level, self.progress, self.ranked = level, progress, 0
+        self.reported = 0, 1  # the last report
         self.kept = 1 if optimise == "top-1" else KEPT[-1]
         per_class = validation.per_class
         self.trials = Trials(validation, optimise)
@@ -283,7 +284,7 @@ class _Search:
         self.refiners = [
             Refiner(tiles[d.query, 0], tiles[d.gallery].reshape(-1, rows.shape[1]),
                     vectors_each=T, features=features and of_subsets(features, d.query, d.gallery),
-                    shared_pairs=shared, numbers=(d.query, d.gallery))
+                    shared_pairs=shared, numbers=(d.query, d.gallery), progress=self._go_on)
             for d in validation.draws
         ]  # fmt: skip
         self.comparisons = 0 if features is None else 3 if tokens else 1
@@ -342,7 +343,13 @@ class _Search:
             many = 6 * sizes + 4 * min(ks, 2) + 4 * ks + weights + len(TEMPERATURES) + 12 + 10
             total += (len(KEPT) + KEEPING - 1) * draws
             total += many * draws if few == draws else many * few + 20 * draws
-        self.progress(total if ended else min(self.ranked, total - 1), total)
+        self.reported = total if ended else min(self.ranked, total - 1), total
+        self.progress(*self.reported)
+
+    def _go_on(self, done: int, total: int) -> None:
+        """Within a draw: whoever listens may stop it here."""
+        if self.progress:
+            self.progress(*self.reported)
 
     def best_single_steps(self) -> dict[str, Step]:
         """Each step's name → its best setting on its own."""

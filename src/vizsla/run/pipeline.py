@@ -119,7 +119,7 @@ def run(
         this_run = interrupted or create_run(config.home)
         with log_to(this_run.folder / "log.txt", earlier=messages.records):
             this_run.write_config(written)
-            keep_assigned_domains(this_run, data.training)
+            keep_assigned_domains(this_run.folder, data.training)
             embedder, tuned = _improved(embedder, data, target, this_run, compute, config, report)
             embedder, tile_choice = chosen_in_run(
                 embedder, data, target, this_run, compute, config, report

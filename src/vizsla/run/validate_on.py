@@ -100,7 +100,7 @@ def by_embeddings(
     written = this_run.config
     options = {**written["options"], "validating": decided.validating}
     this_run.write_config({**written, "options": options})
-    keep_assigned_domains(this_run, training)
+    keep_assigned_domains(this_run.folder, training)
     return decided, training
 
 
@@ -236,12 +236,12 @@ def validating_as(config: RunConfig, folder: Path) -> RunConfig:
     return dataclasses.replace(config, domains=decided.domains)
 
 
-def keep_assigned_domains(this_run: Run, training: ImageSet | None) -> None:
-    """Writes the domains that were assigned to training images, if any, into the run's folder."""
+def keep_assigned_domains(folder: Path, training: ImageSet | None) -> None:
+    """Writes the domains that were assigned to training images, if any, into a run's folder."""
     if training is not None and has_assigned_domains(training):
         domains = training.attributes["domain"].to_pylist()
         domain_of = dict(zip(training.ids, domains, strict=True))
-        storage.write_sealed_json(this_run.folder / DOMAINS, {"domain_of": domain_of})
+        storage.write_sealed_json(folder / DOMAINS, {"domain_of": domain_of})
 
 
 def _some_of_each_class(labels: Sequence[object], rng: np.random.Generator) -> np.ndarray:

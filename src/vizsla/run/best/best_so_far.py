@@ -11,7 +11,7 @@ from typing import Any
 from vizsla.choose.validation import Trial
 from vizsla.progress import Report
 from vizsla.run.best.candidates import Candidate, HeldOut, Network
-from vizsla.run.best.journal import BETTER, NO_TIME, Journal, Step, TimeIsUp
+from vizsla.run.best.journal import BETTER, FAILED, NO_TIME, Journal, Step, TimeIsUp
 from vizsla.run.config import RunConfig
 from vizsla.run.finish import record_validation
 from vizsla.run.fused_runs import CONCAT, FusionConfig
@@ -21,12 +21,13 @@ from vizsla.run.pipeline import run
 from vizsla.run.several_models import joint_run
 from vizsla.score.validation_scores import ValidationScores
 from vizsla.search.chain import parse_chain
-from vizsla.workspace import Run, is_run
+from vizsla.workspace import Run
 
 log = logging.getLogger("vizsla.run")
 
 LOADING, FINISHING = 2.0, 5.0  # seconds, before they are measured: of a model, of a run's files
 FITTING = 1.5  # times as long as heads took, for the head of a complete run
+LEFT_OUT = "left out"  # in the journal: a step that is not tried in later calls either
 OVERRUN = 1.04  # of the budget, for what cannot be stopped at once
 
 
@@ -115,7 +116,7 @@ class BestSoFar:
         key = f"{stage}: {name}"
         if key in self.journal.known:
             found = self.journal.known[key]
-            if found is None:
+            if found in (None, LEFT_OUT):
                 return None
             candidate = Candidate.of(found["candidate"])
             if key not in self._entered:
@@ -132,7 +133,7 @@ class BestSoFar:
             return None
         if not self.journal.begin(key):
             step = Step(stage, name, verdict="left out: it stopped the command twice")
-            self.journal.end(key, step)
+            self.journal.end(key, step, LEFT_OUT)
             return None
         # the first step includes the first complete run
         started = self.journal.spent() if self.first else 0.0
@@ -147,7 +148,7 @@ class BestSoFar:
             log.debug("%s", key, exc_info=True)
             reason = " ".join(f"{error}".split()) or type(error).__name__
             log.warning("%s %s failed: %s", stage, name, reason)
-            self.journal.end(key, Step(stage, name, verdict=f"failed: {reason}"[:120]))
+            self.journal.end(key, Step(stage, name, verdict=f"{FAILED}{reason}"[:120]))
             return None
         finally:  # also after Ctrl-C
             self._kept_back = 0.0
@@ -309,7 +310,7 @@ class BestSoFar:
         return network.config(self.shared, runtime=runtime, **changes)
 
     def _has_run(self, network: Network) -> Run | None:
-        if is_run(network.model):
+        if network.name:  # the run that tuned it; a run that was given may rank otherwise
             return Run(Path(network.model).parent.parent, Path(network.model).name)
         known = self.journal.known.get(f"run {network.key}")
         found = Run(Path(self.shared.home), known) if known else None

@@ -226,11 +226,8 @@ class HeldOut:
         out = self._vectors_folder(network, role)
         if self.is_embedded(network, role):
             return Embeddings.open(out, root=images.folder)
-        with waiting(report, f"loading {network}"):
-            runtime = self.runtime(network)
-            is_new = network.key not in self.times
-            if is_new:
-                self._time_blank_batch(network)
+        is_new = network.key not in self.times
+        runtime = self.timed(network, report)
         before, started = runtime.images, time.monotonic()
 
         def measured() -> int:
@@ -250,14 +247,18 @@ class HeldOut:
         self._measured[network.key] = max(self._measured.get(network.key, 0), measured())
         return vectors
 
-    def _time_blank_batch(self, network: Network) -> None:
-        """Times an image without reading it: known even where all vectors are in the cache."""
-        runtime = self.runtime(network)
-        batch = runtime.blank_batch()
-        runtime.submit(batch).result()  # its start is not counted
-        started = time.monotonic()
-        runtime.submit(batch).result()
-        self.times[network.key] = (time.monotonic() - started) / len(batch)
+    def timed(self, network: Network, report: Report) -> Runtime:
+        """What embeds with this network, of which the time of an image is then known, at least
+        without reading it: also where all vectors are in the cache."""
+        with waiting(report, f"loading {network}"):
+            runtime = self.runtime(network)
+            if network.key not in self.times:
+                batch = runtime.blank_batch()
+                runtime.submit(batch).result()  # its start is not counted
+                started = time.monotonic()
+                runtime.submit(batch).result()
+                self.times[network.key] = (time.monotonic() - started) / len(batch)
+        return runtime
 
     def vectors(self, candidate: Candidate, report: Report) -> Embeddings:
         """(N, D) of the held-out images, by all of the candidate's networks."""
@@ -327,19 +328,15 @@ class HeldOut:
             )
         return self._values[candidate]
 
-    def first_impressions(self, networks: Sequence[Network], report: Report) -> dict[str, float]:
-        """Key → value on few images, for networks that are too many or too slow for all images."""
+    def first_impression(self, network: Network, report: Report) -> float:
+        """Its value on few images."""
         images = self.drawn.images
         labels = np.array([str(label) for label in images.labels or []])
         draw = _small_draw(self.drawn.draws[0], labels, self.config.seed)
-        used = np.unique(np.concatenate([draw.query, draw.gallery]))
-        few = images.subset(used)
-        found = {}
-        for network in networks:
-            vectors = self.embedded(network, few, "few", report)
-            trials = Trials(validation_set(images, vectors.ids, [draw]), self.config.optimise)
-            found[network.key] = _tried(trials, str(network), vectors, "none", None, report).value
-        return found
+        few = images.subset(np.unique(np.concatenate([draw.query, draw.gallery])))
+        vectors = self.embedded(network, few, "few", report)
+        trials = Trials(validation_set(images, vectors.ids, [draw]), self.config.optimise)
+        return _tried(trials, str(network), vectors, "none", None, report).value
 
     def chosen_chain(
         self, candidate: Candidate, report: Report, *, draws: int | None, verify: bool

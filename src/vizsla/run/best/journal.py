@@ -18,6 +18,7 @@ from vizsla.score.text_table import WIDTH, Table
 FORM, FILE = "best/1", "best.json"
 LONGEST_VERDICT, FOLDED_VERDICT = 14, 12  # letters, of one that is not folded in the table or is
 SAVE_SECONDS = 5.0  # between two records of the time spent
+FAILED = "failed: "  # begins the verdict of a step that did
 STOPS = 2  # times that a step may stop the whole command; then it is skipped
 BETTER, NO_TIME = "kept", "no time"
 IN_WORDS = {
@@ -94,14 +95,17 @@ class Journal:
 
     @staticmethod
     def open(folder: Path, budget: float) -> "Journal":
-        """The journal in this folder, continued; a new one if there is none."""
+        """The journal in this folder, continued; a new one if there is none. What failed is tried
+        again: a hub may be reached now, or a GPU free."""
         path = folder / FILE
         if not path.exists():
             return Journal(path, budget)
         found = storage.read_sealed_json(path)
         steps = [Step(**step) for step in found["steps"]]
+        steps = [step for step in steps if not step.verdict.startswith(FAILED)]
+        known = {name: value for name, value in found["known"].items() if value is not None}
         return Journal(
-            path, budget, found["spent"], steps, found["known"], found["begun"], found["best"],
+            path, budget, found["spent"], steps, known, found["begun"], found["best"],
             steps_before=len(steps),
         )  # fmt: skip
 

@@ -274,7 +274,7 @@ class _Search:
                 f"none in {self.config.run.data}/training/<class>/"
             )
         report = self.journal.guarded(self.so_far.progress, OVERRUN * self.config.budget)
-        self._imitate_test_part(first, done, report)
+        self._imitate_test_part(first, report)
         self.so_far.test_images = sum(map(len, vectors))
         splitting = dataclasses.replace(self.so_far.shared.training, draws=DRAWS)
         self.held.draw(splitting, first, vectors, report)
@@ -284,7 +284,7 @@ class _Search:
             raise DataError(f"{first}: {self.journal.steps[0].verdict}")
         self.so_far.first = self.so_far.singles[first]
 
-    def _imitate_test_part(self, first: Network, done: Run, report: Report) -> None:
+    def _imitate_test_part(self, first: Network, report: Report) -> None:
         """Decides what validation holds out, and its domains, as the test part looks."""
         images = self.held.data.training
         assert images is not None
@@ -300,7 +300,7 @@ class _Search:
                 config, images, (data.query, data.gallery), network.embedder, network.compute,
                 report,
             )  # fmt: skip
-            keep_assigned_domains(done, images)
+            keep_assigned_domains(self.held.folder, images)  # runs may be removed
             found = {name: getattr(config.training, name) for name in DECIDED}
             known = {**asked, **{k: value for k, value in found.items() if value is not None}}
             assert images is not None
@@ -308,7 +308,7 @@ class _Search:
                 known["share"] = share_held_out(images, target_of(data.query, data.gallery))
             self.journal.known["validating"] = known
         self.validating = known
-        domains = done.folder / DOMAINS
+        domains = self.held.folder / DOMAINS
         self.so_far.shared = dataclasses.replace(
             self.so_far.shared, validating=known, domains=str(domains) if domains.exists() else None
         )
@@ -340,15 +340,18 @@ class _Search:
         ]
 
     def _try_frozen(self, networks: Sequence[Network]) -> list[Network]:
-        """Tries models as they are; of many, only the better half on few images. Those that would
-        take more than FROZEN_SHARE of the budget are not tried yet, but returned."""
-        others = self._better_half(list(networks[1:]))
-        limit = FROZEN_SHARE * self.config.budget
-        slower = [one for one in others if self.so_far.seconds(one, self._ranked) > limit]
+        """Tries models as they are; of many, only the better half on few images. Slow ones are not
+        tried yet, but returned."""
+        others = self._better_half(networks[1:])
+        slower = [network for network in others if self._is_slow(network)]
         for network in others:
             if network not in slower:
                 self.so_far.attempt("frozen", str(network), Candidate((network,)))
         return slower
+
+    def _is_slow(self, network: Network) -> bool:
+        """Whether it would take more than FROZEN_SHARE of the budget to try it and to use it."""
+        return self.so_far.seconds(network, self._ranked) > FROZEN_SHARE * self.config.budget
 
     @property
     def _ranked(self) -> int:
@@ -374,38 +377,39 @@ class _Search:
                 tried = True
         return tried
 
-    def _better_half(self, networks: list[Network]) -> list[Network]:
+    def _better_half(self, networks: Sequence[Network]) -> list[Network]:
         """The better half by few images, which also show how fast each one is; all, if these are
-        at most two, or fast."""
+        at most two, or fast. Of slow ones also all, without a look."""
         name = "frozen: on few images"
-        values = dict(self.journal.known.get(name) or {})
+        values: dict[str, float] = self.journal.known.setdefault(name, {})
         for network in networks:
-            if network.key not in values and self.journal.begin(f"{name} {network}"):
-                try:
-                    values |= self.held.first_impressions([network], self.so_far.report)
-                except TimeIsUp:
-                    break
-                except Exception as error:  # the next model may work
-                    log.debug("%s", network, exc_info=True)
-                    log.warning("%s left out: %s", network, error)
-                    values[network.key] = -1.0
-                finally:
-                    self.journal.begun.pop(f"{name} {network}")
-                self.journal.end(f"{name} {network}", None, True)
-                self.journal.known[name] = values
-        ordered = sorted(networks, key=lambda network: -values.get(network.key, -1.0))
+            if network.key in values or not self.journal.begin(f"{name} {network}"):
+                continue
+            try:
+                self.held.timed(network, self.so_far.report)
+                if not self._is_slow(network):
+                    values[network.key] = self.held.first_impression(network, self.so_far.report)
+            except TimeIsUp:
+                break
+            except Exception:  # it fails again when it is tried, and the table then says so
+                log.debug("%s", network, exc_info=True)
+            finally:
+                self.journal.begun.pop(f"{name} {network}")
+                self.journal.save()
+        known = [network for network in networks if network.key in values]
+        ordered = sorted(known, key=lambda network: -values[network.key])
         images = len(self.held.drawn.images)
-        seconds = sum(self.so_far.seconds(one, images) for one in networks)
-        if len(networks) <= 2 or seconds < HALVING_SHARE * self.config.budget:
-            return ordered
-        kept = ordered[: max(2, (len(ordered) + 1) // 2)]
-        for network in ordered[len(kept) :]:
-            value = values.get(network.key)
+        seconds = sum(self.so_far.seconds(one, images) for one in ordered)
+        kept = len(ordered)
+        if kept > 2 and seconds >= HALVING_SHARE * self.config.budget:
+            kept = max(2, (kept + 1) // 2)
+        for network in ordered[kept:]:
+            value = values[network.key]
             self.so_far.skipped.append(
                 Step("frozen", str(network), value=value, verdict="worse early")
             )
             self.held.forget(network)
-        return kept
+        return ordered[:kept] + [network for network in networks if network not in known]
 
     def _try_larger_and_mirrored(self) -> None:
         """Tries the best frozen model with larger images, and with mirrored ones. Where a head is
@@ -599,6 +603,7 @@ class _Search:
         the fastest if none does; None if there are no more."""
         known = [key[len(PLAN) :] for key in self.journal.known if key.startswith(PLAN)]
         others = self._most_promising(len(self.so_far.singles), tuned=False)
+        known = [name for name in known if name in map(str, others)]
         if i < len(known):  # an interrupted search continues
             return next((one for one in others if str(one) == known[i]), None)
         others = [network for network in others if str(network) not in known]
