@@ -172,6 +172,38 @@ def test_networks_see_the_border_of_images_if_the_first_one_is_better_so(
     assert record["framing"] == network.framing
 
 
+@pytest.mark.parametrize(("validate_on", "count"), [("seen-classes", 1), ("new-classes", 2)])
+def test_squashed_images_are_joined_as_long_as_they_gain(
+    validate_on: str, count: int, tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = tuple(Network("tiny", "random", views=views) for views in (None, "flip"))
+    settings = config(tinted, tmp_path)
+    so_far = BestSoFar(settings.run, tmp_path, Journal(tmp_path / "best.json", 100.0), None)
+    so_far.held.others = []  # type: ignore[assignment]
+    so_far.held.drawn = SimpleNamespace(images=[])  # type: ignore[assignment]
+
+    def trial(self: HeldOut, candidate: Candidate, report: Any) -> Trial:
+        squashed = sum(network.framing == "squash" for network in candidate.networks)
+        values = np.linspace(0.4, 0.6, 40) + 0.1 * squashed
+        return Trial(str(candidate), values, values, values)
+
+    monkeypatch.setattr(HeldOut, "trial", trial)
+    search = searching._Search(settings, so_far)
+    monkeypatch.setattr(search, "_most_promising", lambda count: list(networks[:count]))
+    search.validating = {"validate_on": validate_on}
+    both = Candidate(networks, (0.5, 0.5), head="whitened 0.9")
+    so_far.attempt("head", "of both", both)
+    so_far.first = so_far.plain.trial  # type: ignore[union-attr]
+    assert search._look_again()
+    best_one = so_far.plain.candidate  # type: ignore[union-attr]
+    squashed = [dataclasses.replace(network, framing="squash") for network in networks]
+    assert best_one.networks == (*networks, *squashed[:count])
+    assert best_one.weights == pytest.approx([1 / (2 + count)] * (2 + count))
+    assert best_one.head == "whitened 0.9"
+    monkeypatch.setattr(searching, "LOOK_SHARE", -1.0)
+    assert not search._look_again()  # it would take too much of the budget
+
+
 def test_a_slow_first_model_is_not_tried_again_with_the_border_of_images(
     tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

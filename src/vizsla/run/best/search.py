@@ -1,8 +1,8 @@
 """`best`: the best ranking that data, machine and time allow; see docs/best.md.
 
-    frozen models ─► joined ─► chain ─► head ─► chain ─► slower models, fine-tuning, image size ─┐
-                       ▲                                                                         │
-                       └───────────────────────── once more, with these ◄────────────────────────┘
+    frozen models ─► joined ─► chain ─► head ─► chain ─► slower models, squashed images,
+                       ▲                                 fine-tuning, image size ────────┐
+                       └────────────────────── once more, with these ◄───────────────────┘
 
 Steps go from cheap to expensive; from 20 minutes image size comes before fine-tuning. Each is tried
 on held-out training images (candidates.py) and recorded (journal.py). An improvement becomes a
@@ -29,7 +29,7 @@ from vizsla.model.catalogue import find_backbone
 from vizsla.model.embedder import read_config
 from vizsla.model.hub import obtainable
 from vizsla.model.model_card import Origin
-from vizsla.options import COVER, BestOptions, RunOptions
+from vizsla.options import COVER, SQUASH, BestOptions, RunOptions
 from vizsla.progress import Report, reporting, waiting
 from vizsla.run.best.best_so_far import FITTING, LOADING, OVERRUN, BestSoFar
 from vizsla.run.best.candidates import Candidate, Network
@@ -55,6 +55,7 @@ MODELS = (  # tried where their weights are here, or can be downloaded; the firs
     "siglip2-b16", "clip-vit-b16", "convnext-tiny",
 )  # fmt: skip
 HALVING_SHARE = 0.15  # of the budget: if all models take more, the worse half is left out early
+LOOK_SHARE = 0.2  # of the budget that the vectors of squashed images may take, for each network
 SIZES = (1.3, 1.6)  # times the image size that a network was trained with
 FROZEN_SHARE = 0.15  # of the budget that a model may take that is tried before heads and chains
 # of the budget, that a head of the first model may take before others are tried
@@ -205,6 +206,8 @@ class _Search:
             if self._try_slower(slower):
                 self._join()
                 self._head()
+            self._chain()
+        if self._look_again():
             self._chain()
         is_thorough = self.config.budget >= THOROUGH
         if is_thorough:
@@ -410,6 +413,35 @@ class _Search:
             )
             self.held.forget(network)
         return ordered[:kept] + [network for network in networks if network not in known]
+
+    def _look_again(self) -> bool:
+        """Joins with the best what its networks give for squashed images; says whether it gained.
+        A head is fitted to all of them. Of seen classes only one network, since fine-tuning gains
+        more there; of new ones one after another, as long as that gains."""
+        has_gained, is_new = False, self.validating["validate_on"] == NEW
+        for network in self._most_promising(JOINED if is_new else 1):
+            assert self.so_far.plain is not None
+            plain = self.so_far.plain.candidate
+            if network not in plain.networks or network.name or Path(network.model).is_dir():
+                continue
+            squashed = dataclasses.replace(network, framing=SQUASH)
+            self.so_far.times.setdefault(squashed.key, self.so_far.times.get(network.key, 0.0))
+            needs = self.so_far.seconds(squashed, len(self.held.drawn.images))
+            if plain.head != "none":
+                needs += self.so_far.seconds(squashed, len(self.held.others))
+                needs += FITTING * self.so_far.times.get("heads", 0.0)
+            if needs > LOOK_SHARE * self.config.budget:
+                continue
+            weights = [*plain.weights, plain.weights[plain.networks.index(network)]]
+            joined = dataclasses.replace(
+                plain, networks=(*plain.networks, squashed),
+                weights=tuple(weight / sum(weights) for weight in weights),
+            )  # fmt: skip
+            self.so_far.attempt("squashed", str(joined), joined, needs=needs)
+            if self.so_far.plain.candidate != joined:
+                break
+            has_gained = True
+        return has_gained
 
     def _try_larger_and_mirrored(self) -> None:
         """Tries the best frozen model with larger images, and with mirrored ones. Where a head is
