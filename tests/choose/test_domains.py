@@ -38,8 +38,8 @@ def test_another_look_is_found() -> None:
     found = domain_gap(PHOTOS, DRAWINGS)
     assert found is not None and found.is_wide and found.low <= found.auc <= found.high
     assert "look different" in found.text()
-    assert found.like_queries(images_of(range(10, 20), 9, 5, look=1.0)).mean() > 0.95
-    assert found.like_queries(images_of(range(10, 20), 9, 5)).mean() < 0.05
+    assert (found.margins(images_of(range(10, 20), 9, 5, look=1.0)) > 0).mean() > 0.95
+    assert (found.margins(images_of(range(10, 20), 9, 5)) > 0).mean() < 0.05
     again = domain_gap(PHOTOS, DRAWINGS)
     assert again is not None and (again.auc, again.low, again.high) == (
         found.auc, found.low, found.high,
@@ -92,3 +92,30 @@ def test_one_catalogue_picture_of_each_class_is_enough(each: int) -> None:
     truth = [LIKE_QUERIES] * len(photos) + [LIKE_GALLERY] * 20
     assert np.mean([a == b for a, b in zip(found.assigned, truth, strict=True)]) > 0.95
     assert domain_roles(gap, photos, labels[: len(photos)], None) is None  # no catalogue picture
+
+
+@pytest.mark.parametrize(("shift", "catalogue"), [(0.0, 0), (-0.2, 0), (0.0, 1), (-0.2, 1)])
+@pytest.mark.parametrize("each", [6, 10, 20])
+def test_misclassified_photos_are_not_taken_for_catalogue_pictures(
+    each: int, shift: float, catalogue: int
+) -> None:
+    """As real classifiers err: they take some photos for catalogue pictures, but narrowly."""
+    classes = 60
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        centres = rng.normal(size=(classes, 64))
+
+        def images(which: np.ndarray, look: float) -> np.ndarray:
+            vectors = centres[which] + 0.7 * rng.normal(size=(len(which), 64))  # noqa: B023
+            vectors[:, 0] = 3 * rng.normal(look, 0.5, size=len(which))  # noqa: B023
+            return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+        gap = domain_gap(
+            images(rng.integers(0, classes, 300), 1.0), images(np.arange(classes).repeat(5), -1.0)
+        )
+        assert gap is not None and gap.is_wide and 0.9 < gap.hit < 0.99
+        labels = np.arange(classes).repeat(each)
+        training = images(labels, 1.0 + shift)
+        training[: catalogue * classes * each : each] = images(np.arange(catalogue * classes), -1.0)
+        found = domain_roles(gap, training, [str(label) for label in labels], None)
+        assert (found is not None) == bool(catalogue)

@@ -20,6 +20,7 @@ FOLDS = 5
 REPLICATES = 300
 SURE = 0.75  # the share of a training domain's images that must look like one side
 BOTH = 0.1  # of the training images must look like either side, or most classes have such images
+CLEAR = 0.38  # of the median margin on test images: misclassified photos are nearer to the border
 FEWEST_CLASSES = 4  # that have both kinds
 
 
@@ -29,8 +30,9 @@ class DomainGap:
 
     auc: of a query and a gallery image, how often the query is taken for the query, .5 by chance.
     low, high: its 95 % interval, by a bootstrap over pairs. hit, false_alarm: the shares of queries
-    and of gallery images taken for queries. direction (D,), offset: the classifier, fitted to all
-    pairs.
+    and of gallery images taken for queries. query_margin, gallery_margin: the median distances of
+    both from the border, on their own side of it. direction (D,), offset: the classifier, fitted to
+    all pairs.
     """
 
     auc: float
@@ -38,6 +40,8 @@ class DomainGap:
     high: float
     hit: float
     false_alarm: float
+    query_margin: float
+    gallery_margin: float
     direction: np.ndarray
     offset: float
 
@@ -53,10 +57,10 @@ class DomainGap:
             f"{self.low:.2f} to {self.high:.2f})"
         )
 
-    def like_queries(self, vectors: np.ndarray) -> np.ndarray:
-        """(N,) bool: whether images look like the queries, rather than like the gallery."""
-        taken: np.ndarray = vectors @ self.direction + self.offset > 0
-        return taken
+    def margins(self, vectors: np.ndarray) -> np.ndarray:
+        """(N,) above 0 for images that look like queries, below it for those like the gallery."""
+        found: np.ndarray = vectors @ self.direction + self.offset
+        return found
 
 
 def domain_gap(queries: np.ndarray, gallery: np.ndarray, *, seed: int = 0) -> DomainGap | None:
@@ -101,8 +105,8 @@ def domain_gap(queries: np.ndarray, gallery: np.ndarray, *, seed: int = 0) -> Do
     offset = float(model.intercept_[0] - mean @ direction)
     hit, false_alarm = (scores > 0).mean(axis=1)
     return DomainGap(
-        float(right.mean()), float(low), float(high), float(hit), float(false_alarm), direction,
-        offset,
+        float(right.mean()), float(low), float(high), float(hit), float(false_alarm),
+        float(np.median(scores[0])), float(np.median(-scores[1])), direction, offset,
     )  # fmt: skip
 
 
@@ -129,17 +133,16 @@ def domain_roles(
     vectors (N, D), N labels: of training images. domains: N of their own; None to assign them by
     how they look.
     """
-    taken = gap.like_queries(vectors)
+    margins = gap.margins(vectors)
+    taken = margins > 0
     names = np.array([str(label) for label in labels])
     if domains is None:
         share = (taken.mean() - gap.false_alarm) / max(gap.hit - gap.false_alarm, 1e-3)
-        rare, by_mistake = (
-            (taken.mean(), gap.false_alarm) if share < 0.5 else (1 - taken.mean(), 1 - gap.hit)
-        )
-        # Such as one catalogue picture of each class: rare, but in most classes.
-        in_most = rare > 2 * by_mistake and _in_enough_classes(names, taken, ~taken, share=0.5)
-        is_common = BOTH < share < 1 - BOTH and _in_enough_classes(names, taken, ~taken)
-        if not (is_common or in_most):
+        rare, usual = (taken, gap.query_margin) if share < 0.5 else (~taken, gap.gallery_margin)
+        is_clear = rare.any() and np.median(abs(margins[rare])) > CLEAR * usual
+        # Rare are, for example, one catalogue picture of each class: then most classes have one.
+        least = 0.0 if BOTH < share < 1 - BOTH else 0.5
+        if not is_clear or not _in_enough_classes(names, taken, ~taken, share=least):
             return None
         assigned = [LIKE_QUERIES if one else LIKE_GALLERY for one in taken]
         return DomainRoles(LIKE_QUERIES, LIKE_GALLERY, assigned)
