@@ -21,7 +21,7 @@ from vizsla.run.pipeline import run
 from vizsla.run.several_models import joint_run
 from vizsla.score.validation_scores import ValidationScores
 from vizsla.search.chain import parse_chain
-from vizsla.workspace import Run
+from vizsla.workspace import Run, is_run
 
 log = logging.getLogger("vizsla.run")
 
@@ -310,7 +310,7 @@ class BestSoFar:
         return network.config(self.shared, runtime=runtime, **changes)
 
     def _has_run(self, network: Network) -> Run | None:
-        if network.name:  # the run that tuned it; a run that was given may rank otherwise
+        if network.name and is_run(network.model):  # a run that was given may rank otherwise
             return Run(Path(network.model).parent.parent, Path(network.model).name)
         known = self.journal.known.get(f"run {network.key}")
         found = Run(Path(self.shared.home), known) if known else None

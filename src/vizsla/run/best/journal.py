@@ -24,7 +24,7 @@ BETTER, NO_TIME = "kept", "no time"
 IN_WORDS = {
     "frozen": "the model", "joined": "joining", "head": "a head for", "chain": "re-ranking by",
     "image size": "larger images of", "views": "mirrored images of", "fine-tuned": "fine-tuning",
-    "squashed": "squashed images beside",
+    "squashed": "squashed images in",
 }  # fmt: skip
 SHORT = {"image size": "size", "fine-tuned": "tuned"}  # stages in the table, so that names fit
 GAIN = (

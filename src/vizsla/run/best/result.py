@@ -209,14 +209,16 @@ def wrapped(text: str) -> list[str]:
 
 
 def _figures(config: RunConfig, best: Run) -> list[Path]:
-    """The query sheets of a run, drawn unless they are there."""
+    """The query sheets of a run, drawn unless all are there."""
     if config.figures == 0 or best.result_file is None:
         return []
     name = str(storage.read_json(best.result_file)["model_name"])
     folder = best.figures_folder(name)
-    if folder.is_dir():
-        return sorted(folder.glob("*.png"))
     data, scores = folders_of(config), best.folder / "scores.json"
+    wanted = len(data.query) if config.figures < 0 else min(config.figures, len(data.query))
+    drawn = sorted(folder.glob("*.png"))
+    if len(drawn) >= wanted:
+        return drawn
     ranking = Ranking.load(best.folder / "ranking.parquet")
     return draw_sample(
         with_unanswered(ranking, data.query.ids), data, truth_in(config, data),

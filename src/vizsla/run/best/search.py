@@ -71,6 +71,7 @@ THOROUGH = 1200.0  # from here two networks are fine-tuned, after image size and
 LEAST_TUNING = 60.0  # seconds
 TUNING_MARGIN = 0.02  # of the budget, kept back since a fine-tuning may take longer than planned
 LEAST_PASSES = 1  # through the training images: a shorter fine-tuning is not tried
+MOST_PASSES = 50  # what time is left then goes to the next network
 PLAN = "plans "  # before a network, the journal's key of the seconds that each training may take
 LONGER = 2  # times an earlier training of a network, from which it is trained once more
 TUNED_RUN = "tuned "  # before its name, the journal's key of the run that tuned it
@@ -130,7 +131,7 @@ def best(config: BestConfig, progress: Report | bool | None = None) -> BestResul
         )
     data = folders_of(config.run)
     images = data.training
-    options = dataclasses.asdict(config.run)
+    options = {**dataclasses.asdict(config.run), "data": str(Path(config.run.data).resolve())}
     for name in ("home", "workers", "figures", "cache"):
         options.pop(name)
     sets = [fingerprint(part) for part in (data.query, data.gallery, images) if part is not None]
@@ -613,6 +614,8 @@ class _Search:
             if i == 0 and count > 1:  # then a head is fitted to this and the other networks
                 seconds -= self.so_far.seconds(network, len(self.held.others))
                 seconds -= self._seconds_of_heads
+            if one_pass := self._pass_seconds(network):
+                seconds = min(seconds, MOST_PASSES * one_pass)
             if plans and seconds < LONGER * plans[-1]:
                 continue
             least = max(LEAST_TUNING, LEAST_PASSES * self._pass_seconds(network))
