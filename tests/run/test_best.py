@@ -43,6 +43,7 @@ from vizsla.run.best.result import BestResult
 from vizsla.run.best.search import BestConfig, best
 from vizsla.run.config import RunConfig
 from vizsla.run.inputs import folders_of
+from vizsla.run.pipeline import run
 from vizsla.score.run_table import RunTable
 from vizsla.search.ranking import Ranking
 from vizsla.train import optimizer
@@ -495,6 +496,8 @@ def test_a_network_is_tuned_longer_where_much_more_time_was_given(
     assert call(150.0) == [first]  # which computes nothing again
     assert call(1000.0) == [first, longer]
     assert call(1000.0) == [first, longer]
+    network = dataclasses.replace(network, framing="cover")  # which no earlier plan was for
+    assert call(4000.0) == [(3920.0 - kept_back, 0)]
 
 
 def test_a_fine_tuning_that_sees_too_few_images_is_not_tried(
@@ -706,6 +709,21 @@ def test_weights_files_of_one_name_are_refused(tinted: Path, tmp_path: Path) -> 
     asked = BestConfig(config(tinted, tmp_path).run, ["tiny"] * 2, ["a/best.pth", "b/best.pth"])
     with pytest.raises(UsageError, match=r"tiny \(best\) is given twice"):
         best(asked)
+
+
+def test_a_given_run_is_not_taken_for_the_ranking_of_its_model(
+    tinted: Path, tmp_path: Path
+) -> None:
+    settings = config(tinted, tmp_path)
+    old = run(dataclasses.replace(settings.run, model=MODELS["first"], refine="dba+aqe")).run
+    before = {path: path.read_bytes() for path in files_of(old)}
+    asked = dataclasses.replace(settings, models=[str(old.folder)])
+    plain = dataclasses.replace(asked, run=dataclasses.replace(asked.run, refine_uses="nothing"))
+    found = best(plain)
+    assert found.run != old
+    assert found.candidate.chain == "none"
+    assert {path: path.read_bytes() for path in files_of(old)} == before
+    require_complete(found.run)
 
 
 def test_a_best_run_that_was_removed_is_made_again(tinted: Path, tmp_path: Path) -> None:
