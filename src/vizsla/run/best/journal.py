@@ -21,6 +21,7 @@ SAVE_SECONDS = 5.0  # between two records of the time spent
 FAILED = "failed: "  # begins the verdict of a step that did
 STOPS = 2  # times that a step may stop the whole command; then it is skipped
 BETTER, NO_TIME = "kept", "no time"
+USED = "kept for all"  # of a framing: it takes no more time, so any gain is enough
 IN_WORDS = {
     "frozen": "the model", "joined": "joining", "head": "a head for", "chain": "re-ranking by",
     "image size": "larger images of", "views": "mirrored images of", "fine-tuned": "fine-tuning",

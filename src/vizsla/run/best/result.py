@@ -34,7 +34,7 @@ from vizsla.workspace import Run
 PAGE = "best.html"
 LONGER = {"frozen": "a further model", "head": "a head", "chain": "another chain",
           "joined": "joining", "image size": "larger images", "views": "mirrored images",
-          "fine-tuned": "a fine-tuning"}  # fmt: skip
+          "squashed": "squashed images", "fine-tuned": "a fine-tuning"}  # fmt: skip
 MARGIN = 1.1  # on the time that a step needs: earlier steps may take longer than before
 NOTHING = "nothing could be chosen, so this is the first model as it is:"
 NOTHING_LEFT = "; nothing new was tried, since earlier calls left nothing to try"
@@ -111,11 +111,12 @@ class BestResult(Shown):
         for step in self.steps:
             if step.needs:
                 needs[step.stage] = min(step.needs, needs.get(step.stage, math.inf))
-        texts = [
-            f"--budget {math.ceil(MARGIN * needs[stage] / 60)}m also {LONGER.get(stage, stage)}"
-            for stage in sorted(needs, key=lambda stage: needs[stage])
-        ]
-        return f"with {', '.join(texts)} would be tried" if texts else ""
+        tried: dict[int, list[str]] = {}  # minutes → what
+        for stage in sorted(needs, key=lambda stage: needs[stage]):
+            minutes = math.ceil(MARGIN * needs[stage] / 60)
+            tried.setdefault(minutes, []).append(LONGER.get(stage, stage))
+        texts = [f"--budget {minutes}m also {_listed(what)}" for minutes, what in tried.items()]
+        return f"with {'; with '.join(texts)} would be tried" if texts else ""
 
     def text(self) -> str:
         """All of it, for a terminal."""
@@ -206,6 +207,11 @@ def finished(config: RunConfig, journal: Journal, skipped: list[Step], held_out:
 def wrapped(text: str) -> list[str]:
     """Lines for a terminal; names and paths are not cut."""
     return textwrap.wrap(text, WIDTH, break_on_hyphens=False, break_long_words=False)
+
+
+def _listed(words: list[str]) -> str:
+    *before, last = words
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def _figures(config: RunConfig, best: Run) -> list[Path]:

@@ -35,6 +35,7 @@ from vizsla.run.best.best_so_far import FITTING, LOADING, OVERRUN, BestSoFar
 from vizsla.run.best.candidates import Candidate, Network
 from vizsla.run.best.journal import (
     NO_TIME,
+    USED,
     Journal,
     Step,
     TimeIsUp,
@@ -338,6 +339,10 @@ class _Search:
         if framed not in values or values[framed].value <= values[first].value:
             return networks
         self.held.forget(first)
+        self.journal.steps[:] = [
+            dataclasses.replace(step, verdict=USED) if step.stage == "framing" else step
+            for step in self.journal.steps
+        ]
         return [
             one if Path(one.model).is_dir() else dataclasses.replace(one, framing=COVER)
             for one in networks
