@@ -35,16 +35,17 @@ import vizsla
 from vizsla import storage
 from vizsla.data.data_folders import DataFolders, open_data
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import NEW, Target
+from vizsla.data.splits import NEW, SEEN, Target
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
+from vizsla.embed.projected import fitted_projection, projected
 from vizsla.errors import DataError, StorageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.open_model import load_embedder
 from vizsla.model.projection import project, whitening
 from vizsla.options import ModelChoice
-from vizsla.run.accepting import ClosedForm, learn_calibration
+from vizsla.run.accepting import ClosedForm, Model, learn_calibration
 from vizsla.run.config import RunConfig
 from vizsla.run.train import train
 from vizsla.score.calibration import SHOWN_RANKS, Calibration
@@ -64,7 +65,8 @@ NAME, DRAWS = "caltech101", 20
 SURES = (0.8, 0.9, 0.95)
 STEPS = np.linspace(0, 1, 400)  # of cut-offs
 LISTS = 100  # the longest fixed list that is tried
-TUNING = {"finetune": "head", "validate_on": NEW}
+FUSED = ["lite0", "mobilenetv2"]
+HEADS = {"caltech101": ("whitened 0.9", NEW), "clothing": ("classes 0.3", SEEN)}
 
 Vectors = Sequence[Embeddings]
 Rank = Callable[[Vectors, Vectors], Ranking]
@@ -87,19 +89,28 @@ class Bench:
         per_class = len(truth.gallery) / classes
         size = round(classes // 2 * per_class)  # half of them are in the gallery
         self.target = Target(len(self.data.query), size, per_class)
+        self.head, validate_on = HEADS[name]
+        tuning = {"finetune": "head", "validate_on": validate_on}
+        self.config = RunConfig(data=str(self.folder), tuning=tuning)
 
     def embedder(self, model: str) -> Embedder:
-        """By the name of the row: lite0, mobilenetv2 or tuned."""
+        """By the name of the model: lite0, mobilenetv2 or tuned."""
         if model == "lite0":
             return load_embedder(ModelChoice())
         if model == "mobilenetv2":
             return load_embedder(ModelChoice(model=model, weights=self.weights, pooling="gap"))
         out = self.cache / "tuned-for-new-classes"
         if not (out / "embedder").is_dir():
-            train(RunConfig(data=str(self.folder), tuning=TUNING), out)
+            train(self.config, out)
         return Embedder.load(out / "embedder")
 
     def embedded(self, model: str, role: str) -> Embeddings:
+        """By a model, or by the `head` of joined vectors."""
+        if model == "head":
+            part, training = (
+                joined([self.embedded(name, of) for name in FUSED]) for of in (role, "training")
+            )
+            return projected(part, fitted_projection(training, self.head), self.head)
         folder = self.cache / model / f"{role}.emb"
         with contextlib.suppress(DataError, StorageError):  # there are none, or not all yet
             return Embeddings.open(folder)
@@ -112,21 +123,30 @@ class Bench:
         """Learned as `run` does, on images that none of the models was trained on."""
         kept = np.flatnonzero(np.array(self.training.labels) != self.without)
         data = replace(self.data, training=self.training.subset(kept))
-        config = RunConfig(data=str(self.folder), tuning=TUNING)
-        is_tuned = "tuned" in models
-        closed_form = None
-        if is_tuned:
-            frozen = partial(self.vectors_of, model="lite0")
-            closed_form = ClosedForm.of(self.embedder("tuned"), config, frozen)
-            assert closed_form is not None or self.without is None  # it saw the class left out
+        parts = [self.fitted_again(model) for model in models]
         return learn_calibration(
-            config, data, self.target, [partial(self.vectors_of, model=model) for model in models],
-            tuned=is_tuned, sure=SURES[0], rank=rank, closed_form=closed_form,
+            self.config, data, self.target, parts,
+            tuned="tuned" in models and not isinstance(parts[0], ClosedForm),
+            sure=SURES[0], rank=rank,
         )  # fmt: skip
 
-    def vectors_of(self, images: ImageSet, model: str) -> Embeddings:
+    def fitted_again(self, model: str) -> Model:
+        """The projection of `tuned` or of the `head`, if there is one, or what gives vectors."""
+        if model == "head":
+            model_id = self.embedded("head", "query").model_id
+            return ClosedForm(self.head, model_id, partial(self.vectors_of, models=FUSED))
+        if model == "tuned":
+            frozen = partial(self.vectors_of, models=["lite0"])
+            found = ClosedForm.of(self.embedder("tuned"), self.config, frozen)
+            assert found is not None or self.without is None  # it saw the class left out
+            if found is not None:
+                return found
+        return partial(self.vectors_of, models=[model])
+
+    def vectors_of(self, images: ImageSet, models: Sequence[str]) -> Embeddings:
         """Of these training images."""
-        return self.embedded(model, "training").of_images(images.ids)
+        parts = [self.embedded(model, "training") for model in models]
+        return (parts[0] if len(parts) == 1 else joined(parts)).of_images(images.ids)
 
     def judged(self, models: Sequence[str], rank: Rank, draws: int) -> list[tuple[Ranking, Truth]]:
         """The test part ranked, each time without other classes in the gallery."""
@@ -300,7 +320,7 @@ def concatenated(training: Embeddings) -> Rank:
 def compared_fusions(bench: Bench) -> Table:
     """Scores of two models alone and fused, with the whole gallery, and the calibration error of
     each in draws where half of the classes are absent."""
-    models = ["lite0", "mobilenetv2"]
+    models = FUSED
     learned = [bench.calibration([model], cosine) for model in models]
     training = joined([bench.embedded(model, "training") for model in models])
     ways: dict[str, tuple[list[str], Rank]] = {model: ([model], cosine) for model in models}
@@ -361,8 +381,9 @@ ROWS: dict[str, tuple[list[str], Rank]] = {
     "lite0": (["lite0"], cosine),
     "mobilenetv2": (["mobilenetv2"], cosine),
     "tuned": (["tuned"], cosine),
-    "fused": (["lite0", "mobilenetv2"], partial(fused_by, method="zscore")),
-    "calibrated": (["lite0", "mobilenetv2"], cosine),
+    "fused": (FUSED, partial(fused_by, method="zscore")),
+    "calibrated": (FUSED, cosine),
+    "head": (["head"], cosine),
 }
 SHOWN = {
     "precision": "accepted_precision", "lowest": "lowest", "draws below": "below",

@@ -35,6 +35,16 @@ def test_half_of_the_queries_have_nothing_in_the_gallery() -> None:
     assert len(absent_of_draws) > ROUNDS
 
 
+def test_classes_may_be_absent_from_all_galleries() -> None:
+    data = images()
+    labels = np.array(data.labels)
+    absent = np.isin(labels, ["c3", "c7"])
+    for draw in draws_with_absent_classes(data, Target(20, 40, per_class=5), absent=absent):
+        assert not absent[draw.gallery].any() and len(set(labels[draw.gallery])) == 8
+        known = np.isin(labels[draw.query], labels[draw.gallery])
+        assert known.sum() * 2 == len(draw.query) and (absent[draw.query] == ~known).all()
+
+
 def test_an_image_is_a_query_once_a_round_and_groups_stay_whole() -> None:
     data = images(groups=True)
     groups = np.array(data.attributes["group"].to_pylist())

@@ -4,6 +4,7 @@ import colorsys
 import dataclasses
 import json
 import re
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from vizsla import storage
 from vizsla.cli.main import app
 from vizsla.data.data_folders import open_data
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import Target
+from vizsla.data.splits import Target, held_out
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
@@ -38,8 +39,8 @@ from vizsla.web.search.models import SearchRequest
 from vizsla.web.search.server import GallerySource, prepare
 from vizsla.web.search.service import ServerState
 
-SEEN = {"validate_on": "seen-classes"}
 CLASSES, ABSENT = 24, 6  # colours; of the test classes so many are not in the gallery
+CLASS_NAMES = {f"t{i}" for i in range(CLASSES)}  # of the training images
 
 
 def paint(path: Path, label: int, rng: np.random.Generator) -> None:
@@ -238,18 +239,6 @@ def test_whitening_that_was_fitted_to_the_images_it_learns_from_is_refused(
         )
     tried = fused_runs.fuse_runs([Member.of(f) for f in folders], FusionConfig("auto"))
     assert tried.fusion.method != "calibrated" and "does not try calibrated" in caplog.text
-    both = [config(home), config(home, seed=1)]
-    with pytest.raises(UsageError, match="fusion_whiten=none"):
-        several_models.run_models(both, FusionConfig("concat"))
-    joint = several_models.run_models(both, FusionConfig("concat", whiten="none"))
-    assert joint.calibration is not None
-    with pytest.raises(UsageError, match="fusion_whiten=none"):
-        fused_runs.joint_calibration(
-            [Member.of(one.run.folder) for one in joint.members],
-            FusionConfig("concat"),
-            0.7,
-            joint.ranking,
-        )
 
 
 @pytest.mark.parametrize("kind", ["new-classes", "seen-classes"])
@@ -280,35 +269,155 @@ def test_a_tuned_model_with_few_held_out_classes_is_warned_of(
         assert (accepting.KNOWN_CLASSES in caplog.text) is (tuned and not is_new)
 
 
-def test_a_projection_is_fitted_again_without_the_classes_of_the_queries(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fitted_to: list[set[str]] = []
+@pytest.fixture
+def fitted_to(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The training images that each projection is fitted to again, while a calibration learns."""
+    found: list[list[str]] = []
     fit = accepting.fitted_projection
 
     def noted(vectors: Embeddings, kind: str) -> AnyProjection:
-        fitted_to.append({str(label) for label in vectors.labels or []})
+        found.append(list(vectors.ids))
         return fit(vectors, kind)
 
     monkeypatch.setattr(accepting, "fitted_projection", noted)
-    tuning = {"finetune": "head", "validate_on": "new-classes", "head_steps": 1}
+    return found
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[accepting.Part]:
+    """What a calibration learns from."""
+    found: list[accepting.Part] = []
+    judge = accepting.judged_draws
+
+    def noted(vectors: Any, images: Any, draws: Any, rank: Any) -> Any:
+        found.append(accepting.Part(vectors, images, draws))
+        return judge(vectors, images, draws, rank)
+
+    monkeypatch.setattr(accepting, "judged_draws", noted)
+    return found
+
+
+def classes_of(ids: Iterable[str]) -> set[str]:
+    return {name.split("/")[0] for name in ids}
+
+
+def asked_and_found(part: accepting.Part) -> tuple[set[str], set[str]]:
+    """The queries and the galleries of the draws."""
+    ids = part.images.ids
+    queries, galleries = (
+        {ids[i] for draw in part.draws for i in getattr(draw, side)}
+        for side in ("query", "gallery")
+    )
+    return queries, galleries
+
+
+def assert_seen_classes_are_new_images(
+    fitted_to: list[list[str]], judged: list[accepting.Part]
+) -> None:
+    """No projection has seen an image of its draws; only classes that it has not seen are absent
+    from the galleries."""
+    assert len(fitted_to) == 5
+    for ids, part in zip(fitted_to, judged, strict=True):
+        queries, galleries = asked_and_found(part)
+        assert not (queries | galleries) & {*ids} and classes_of(galleries) <= classes_of(ids)
+        for draw in part.draws:
+            asked, gallery = (
+                [part.images.ids[i] for i in side] for side in (draw.query, draw.gallery)
+            )
+            absent = [name for name in asked if classes_of([name]) - classes_of(ids)]
+            assert 2 * len(absent) == len(asked) > 0
+            assert classes_of({*asked} - {*absent}) <= classes_of(gallery)
+
+
+@pytest.mark.parametrize("kind", ["new-classes", "seen-classes"])
+def test_a_projection_is_fitted_again_without_the_classes_of_the_queries(
+    kind: str,
+    home: Path,
+    fitted_to: list[list[str]],
+    judged: list[accepting.Part],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tuning = {"finetune": "head", "validate_on": kind, "head_steps": 1}
     is_whitened = property(lambda candidate: candidate.name == "whitened 0.9")
     monkeypatch.setattr(TrainedCandidate, "beats_frozen", is_whitened)
     done = pipeline.run(config(home, tuning=tuning))
     assert done.tuned is not None and done.tuned.kept.name == "whitened 0.9"
-    assert len(fitted_to) == 5 and all(len(classes) in (19, 20) for classes in fitted_to)
-    assert set.union(*fitted_to) == {f"t{i}" for i in range(CLASSES)}
+    assert len(fitted_to) == 5 and all(len(classes_of(ids)) in (19, 20) for ids in fitted_to)
+    assert set.union(*map(classes_of, fitted_to)) == CLASS_NAMES
     found = done.calibration
-    assert found is not None and found.by_class
-    assert 6 * CLASSES < found.queries <= 8 * CLASSES  # most of the training images
+    assert found is not None and found.by_class is (kind == "new-classes")
     assert found.made_by["model_id"] == done.ranking.origin["model_id"]
+    if kind == "new-classes":
+        assert 6 * CLASSES < found.queries <= 8 * CLASSES  # most of the training images
+    else:
+        assert_seen_classes_are_new_images(fitted_to, judged)
     again = finished_run.calibrate_run(done.run.folder, sure=0.7)
     assert again == found
     embedder = Embedder.load(done.run.folder / "embedder")
     own = config(home, tuning=tuning)
     assert ClosedForm.of(embedder, own, no_vectors) is not None
-    for other in ({"dim": 4}, {"model": str(home)}, {"tuning": {**tuning, **SEEN}}):
+    for other in ({"dim": 4}, {"model": str(home)}):
         assert ClosedForm.of(embedder, dataclasses.replace(own, **other), no_vectors) is None
+
+
+@pytest.mark.parametrize(("kind", "refine"), [("new-classes", "aqe"), ("seen-classes", "none")])
+def test_the_head_of_joined_vectors_is_fitted_again(
+    kind: str,
+    refine: str,
+    home: Path,
+    fitted_to: list[list[str]],
+    judged: list[accepting.Part],
+) -> None:
+    configs = [config(home, seed=seed, validating={"validate_on": kind}) for seed in (0, 1)]
+    fusion = FusionConfig("concat", whiten="classes 0.3", refine=refine)
+    done = several_models.run_models(configs, fusion)
+    found = done.calibration
+    assert found is not None and found.by_class is (kind == "new-classes")
+    assert found.made_by["model_id"] == done.ranking.origin["model_id"]
+    assert found.made_by["model_id"].endswith("/classes 0.3")
+    assert (done.ranking.evidence is None) is bool(found.of_searches) is (refine != "none")
+    if kind == "seen-classes":
+        assert_seen_classes_are_new_images(fitted_to, judged)
+    else:
+        for ids, part in zip(fitted_to, judged[:5], strict=True):
+            assert classes_of(asked_and_found(part)[0]) == CLASS_NAMES - classes_of(ids)
+        answered = done.ranking.accepted
+        absent = np.array([int(name.split("_")[0]) < ABSENT for name in done.ranking.queries])
+        assert answered is not None
+        assert (answered[~absent] > 0).mean() > (answered[absent] > 0).mean() + 0.4
+    assert finished_run.calibrate_run(done.run.folder, sure=0.7) == found
+    accept = f"{done.run.folder}@0.7"
+    source = GallerySource(done.run.folder, GalleryOptions(accept=accept))
+    with closing(prepare(source, ServerState())) as engine:  # a search is not refined
+        own = found.of_searches or found.without_evidence
+        assert engine.calibration == own.with_sure(0.7)
+
+
+def test_beside_a_tuned_network_a_head_is_fitted_to_what_that_was_trained_on(
+    home: Path,
+    fitted_to: list[list[str]],
+    judged: list[accepting.Part],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Member, "is_tuned", property(lambda one: one.config.tuning is not None))
+    tuning = {"finetune": "head", "validate_on": "new-classes", "head_steps": 1, "share": 0.4}
+    done = [
+        pipeline.run(config(home, accept=None, seed=seed, tuning=tuning if seed else None))
+        for seed in (0, 1)
+    ]
+    members = [Member.of(one.run.folder) for one in done]
+    fusion = FusionConfig("concat", [1, 1], whiten="whitened 0.9", beside=1)
+    joint = several_models.joint_run(members, config(home), fusion)
+    training = open_data(home / "data").training
+    assert training is not None and joint.calibration is not None and joint.calibration.by_class
+    parts = held_out(training, members[1].config.training, Target(24, 18))
+    (ids,), (part,) = fitted_to, judged
+    assert ids == training.subset(parts.training).ids
+    assert classes_of(asked_and_found(part)[0]).isdisjoint(classes_of(ids))
+    assert len(part.vectors) == 2 and part.vectors[1].ids == part.images.ids
+    other = Member.of(pipeline.run(config(home, accept=None, tuning=tuning)).run.folder)
+    with pytest.raises(DataError, match="so that no image is new to all"):
+        fused_runs.joint_calibration([*members, other], fusion, 0.7, joint.ranking)
 
 
 def test_a_projection_is_not_fitted_again_where_a_part_of_the_classes_is_too_small(
@@ -323,13 +432,16 @@ def test_a_projection_is_not_fitted_again_where_a_part_of_the_classes_is_too_sma
     def parts(fewest: int) -> int:
         monkeypatch.setattr(accepting, "FEWEST_CLASSES", fewest)
         closed_form = ClosedForm("whitened 0.9", "m", frozen)
-        data = open_data(home / "data")
-        return len(accepting._cross_fitted(config(home), data, Target(24, 18), closed_form))
+        data, new = (
+            open_data(home / "data"),
+            config(home, validating={"validate_on": "new-classes"}),
+        )
+        return len(accepting._cross_fitted(new, data, Target(24, 18), [closed_form]))
 
     assert parts(13) == 0 and not embedded
-    assert parts(12) == 2 and embedded == [8 * CLASSES]
+    assert parts(12) == 2 and embedded == [8 * CLASSES] * 2
     monkeypatch.setattr(accepting, "_draws", no_draws)
-    assert parts(12) == 0 and len(embedded) == 1
+    assert parts(12) == 0 and len(embedded) == 2
 
 
 def no_vectors(images: ImageSet) -> Embeddings:

@@ -18,7 +18,7 @@ from vizsla.cli.main import app
 from vizsla.data.data_folders import open_data
 from vizsla.embed.compute import has_exact_int8
 from vizsla.embed.embeddings import Embeddings
-from vizsla.embed.projected import fitted_projection, projection_makers
+from vizsla.embed.projected import fitted_projection, projected, projection_makers
 from vizsla.errors import DataError, ModelError, UsageError
 from vizsla.model.closed_forms import closed_forms
 from vizsla.model.projection import load_projection, project
@@ -30,6 +30,7 @@ from vizsla.run.fused_runs import FusionConfig, fuse_runs, members_of, ranker
 from vizsla.run.members import Member
 from vizsla.run.several_models import run_models
 from vizsla.search import exact
+from vizsla.search.chain import Chain
 from vizsla.search.fusion import fused, joined
 from vizsla.search.ranking import Ranking
 from vizsla.workspace import PROJECTION
@@ -101,16 +102,11 @@ def test_why_of_a_joint_run_is_of_its_heaviest_model(
     assert f"--model {second.run.folder}: of {second.model_name}" in said
 
 
-@pytest.mark.parametrize("method", ["zscore", "concat"])
-def test_new_vectors_are_ranked_as_the_joint_run_ranked(joint: RunResult, method: str) -> None:
+def test_new_vectors_are_ranked_as_the_joint_run_ranked(joint: RunResult) -> None:
     members, fusion = members_of(joint.run.folder)
-    expected = joint.ranking
-    if method == "concat":
-        fusion = FusionConfig("concat", [3, 1], whiten="shrunk", refine="aqe")
-        expected = fuse_runs(members, fusion).ranking
     assert isinstance(fusion.weights, list)  # as they were chosen
     parts = [[m.embeddings(role) for m in members] for role in ("query", "gallery")]
-    assert ranker(members, fusion)(*parts).to_lists() == expected.to_lists()
+    assert ranker(members, fusion)(*parts).to_lists() == joint.ranking.to_lists()
     assert members_of(joint.members[0].run.folder)[0] == []
 
 
@@ -210,6 +206,14 @@ def test_a_model_beside_the_head_of_the_others_keeps_its_own_cosines(
     both = joined([member.embeddings("query") for member in members], [3, 1]).vectors
     kept = load_projection(run.folder / PROJECTION)
     np.testing.assert_allclose(project(kept, both).numpy(), queries, atol=1e-6)
+    parts = [
+        [projected(members[0].embeddings(role), head, "whitened 0.9"), members[1].embeddings(role)]
+        for role in ("query", "gallery")
+    ]
+    ranked = fused_runs.ranked_by_joined([0.75, 0.25], "m", Chain())(*parts)
+    stored = Ranking.load(run.folder / "ranking.parquet")
+    assert ranked.queries == stored.queries and ranked.origin["model_id"] == "m"
+    np.testing.assert_allclose(ranked.scores, stored.scores, atol=1e-5)
     assert run.config["fusion"]["beside"] == 1  # it is repeated so
     with pytest.raises(UsageError, match="give fewer than there are models"):
         fuse_runs(members, dataclasses.replace(fusion, beside=2))
@@ -229,8 +233,7 @@ def test_validation_chooses_the_projection_of_joint_vectors(joint: RunResult) ->
     assert done.record["fusion"]["whiten"] == choice.whiten
     assert f"projection {choice.whiten}" in choice.lines()[-1]
     _, fusion = members_of(done.run.folder)
-    parts = [[m.embeddings(role) for m in members] for role in ("query", "gallery")]
-    assert ranker(members, fusion)(*parts).to_lists() == done.ranking.to_lists()
+    assert fuse_runs(members, fusion).ranking.to_lists() == done.ranking.to_lists()
 
 
 def test_a_projection_is_chosen_on_images_that_it_was_not_fitted_to(

@@ -77,7 +77,7 @@ def fuse(
         if by_number or config.needs_training or (options.accept and all(map(is_run, sources))):
             members = [Member.of(source) for source in sources]
             own = [member.config for member in members]
-            fused_runs.require_decidable(config, options.accept, own)
+            fused_runs.require_decidable(options.accept, own)
             found = fused_runs.fuse_runs(members, config, progress)
             ranking = found.ranking
             record = found.record()
@@ -92,7 +92,9 @@ def fuse(
             record = {key: ranking.origin["fusion"][key] for key in ("method", "weights")}
         calibration = None
         if options.accept is not None and members:
-            ranking = fused_runs.with_joint_evidence(ranking, members, found.fusion)
+            ranking = fused_runs.with_joint_evidence(
+                ranking, members, found.fusion, found.vectors(members)
+            )
             calibration = fused_runs.joint_calibration(
                 members, found.fusion, options.accept, ranking, progress
             )

@@ -23,6 +23,7 @@ def draws_with_absent_classes(
     query_domain: str | None = None,
     gallery_domain: str | None = None,
     trained: np.ndarray | None = None,
+    absent: np.ndarray | None = None,
     rounds: int = ROUNDS,
     seed: int = 0,
 ) -> list[Draw]:
@@ -31,8 +32,9 @@ def draws_with_absent_classes(
     The gallery has as many classes, as many images of each and as many in all as that of `target`,
     as far as this is known and there are enough; else half of the classes. Groups are never
     divided. trained: (N,) bool, images of classes that the model was trained on: they are no
-    queries, and fill the gallery up, beside half of the other classes. DataError for fewer than 4
-    classes, or if no draw has queries of both kinds.
+    queries, and fill the gallery up, beside half of the other classes. absent: (N,) bool, images of
+    classes that no gallery has; then queries of no other class have nothing to find. DataError for
+    fewer than 4 classes, or if no draw has queries of both kinds.
     """
     target = target or Target()
     labels = class_codes(images)
@@ -51,6 +53,7 @@ def draws_with_absent_classes(
     P_new = P if is_new.all() else min(P, int(is_new.sum()) // 2)
     can_query = in_domain(images, query_domain, "query") & ~trained
     can_answer = in_domain(images, gallery_domain, "gallery")
+    is_possible = ~np.isin(np.arange(C), [] if absent is None else labels[absent])
     groups = group_codes(images)
     found = []
     for r in range(rounds):
@@ -58,16 +61,17 @@ def draws_with_absent_classes(
         fold = _folds(labels, groups, rng)
         for f in range(FOLDS):
             order = rng.permutation(C)
+            order = order[is_possible[order]]
             new, known = order[is_new[order]], order[~is_new[order]]
             is_present = np.isin(labels, [*new[:P_new], *known[: P - P_new]])
             pool = np.flatnonzero((fold != f) & is_present & can_answer)
             gallery = _limited(pool, labels, target, rng)
             queries = np.flatnonzero((fold == f) & can_query)
             there = queries[np.isin(labels[queries], labels[gallery])]
-            absent = queries[~is_present[queries]]
-            n = min(len(there), len(absent))
+            lacking = queries[(~is_present if absent is None else absent)[queries]]
+            n = min(len(there), len(lacking))
             if n:
-                both = [rng.permutation(kind)[:n] for kind in (there, absent)]
+                both = [rng.permutation(kind)[:n] for kind in (there, lacking)]
                 found.append(Draw(np.sort(np.concatenate(both)), np.sort(gallery)))
     if not found:
         raise DataError(

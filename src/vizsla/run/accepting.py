@@ -18,7 +18,15 @@ from vizsla.data.absent_classes import (
 )
 from vizsla.data.data_folders import DataFolders
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import AUTO, NEW, Draw, Target, class_codes, training_part
+from vizsla.data.splits import (
+    AUTO,
+    NEW,
+    Draw,
+    Target,
+    class_codes,
+    held_out,
+    training_part,
+)
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.projected import fitted_projection, projected
 from vizsla.errors import DataError, UsageError
@@ -41,7 +49,8 @@ MOST_PARTS = 5  # of the classes; a projection is fitted again without each
 FEW_CLASSES = 20  # fewer are too few to calibrate a tuned model on without a warning
 CALIBRATION = "calibration.json"  # in a run's folder
 WHITENED = (
-    "the projection (%s) is fitted to the training images, whose scores are not those of new ones"
+    "--accept cannot learn what scores mean: the projection (%s) is fitted to the training images, "
+    "whose scores are not those of new ones: give --whiten none"
 )
 KNOWN_CLASSES = (
     "--accept is learned on classes that the model was trained on, also for queries with nothing "
@@ -110,10 +119,10 @@ class Accept:
 
 @dataclasses.dataclass(frozen=True)
 class ClosedForm:
-    """A projection in closed form that a training put after an unchanged network, so that it can be
-    fitted again.
+    """A projection in closed form of the vectors of an unchanged network, or of several joined, so
+    that it can be fitted again.
 
-    name: of FUSION_WHITENINGS. model_id: of the embedder with it. embed: gives vectors without it.
+    name: of FUSION_WHITENINGS. model_id: of the vectors with it. embed: gives vectors without it.
     """
 
     name: str
@@ -124,8 +133,8 @@ class ClosedForm:
     def of(
         embedder: Embedder, config: RunConfig, embed: Callable[[ImageSet], Embeddings]
     ) -> "ClosedForm | None":
-        """What the training of this run put after its network; None if it kept something else, if
-        it did not hold out whole classes, and for tiles."""
+        """What the training of this run put after its network; None if it kept something else, and
+        for tiles."""
         kept = (embedder.origin.training or {}).get("kept")
         is_own = config.tuning is not None and not Path(config.model).exists()
         if (
@@ -133,10 +142,18 @@ class ClosedForm:
             or not is_own
             or config.dim is not None
             or embedder.tiles is not None
-            or config.training.validate_on != NEW
         ):
             return None
         return ClosedForm(kept, embedder.model_id, embed)
+
+    def fitted_to(self, ids: Sequence[str], vectors: Embeddings) -> Embeddings:
+        """The vectors with the projection, fitted to those of these images."""
+        projection = fitted_projection(vectors.of_images(ids), self.name)
+        found = projected(vectors, projection, self.name)
+        return dataclasses.replace(found, model_id=self.model_id)
+
+
+Model = Callable[[ImageSet], Embeddings] | ClosedForm  # what gives vectors of images
 
 
 def check_accept(config: RunConfig, data: DataFolders, target: Target) -> None:
@@ -150,18 +167,16 @@ def check_accept(config: RunConfig, data: DataFolders, target: Target) -> None:
             "--query-join max, or --accept"
         )
     if Accept.parse(config.accept).file is None:
-        require_no_whitening(config.whiten, "--whiten none")
+        require_no_whitening(config)
         is_known = config.training.validate_on != AUTO  # what a training holds out
         images_and_draws(config, data, target, tuned=config.tuning is not None and is_known)
 
 
-def require_no_whitening(whiten: str, without: str) -> None:
+def require_no_whitening(config: RunConfig) -> None:
     """UsageError if the training images were whitened by their own statistics: their scores would
-    not be those of new images. without: the option that leaves it out."""
-    if whiten != "none":
-        raise UsageError(
-            f"--accept cannot learn what scores mean, as {WHITENED % whiten}: give {without}"
-        )
+    not be those of new images."""
+    if config.whiten != "none":
+        raise UsageError(WHITENED % config.whiten)
 
 
 def with_same_evidence(ranking: Ranking, rank: Rank, weights: Sequence[float] = (1.0,)) -> Rank:
@@ -191,12 +206,11 @@ def calibration_for(
     config: RunConfig,
     data: DataFolders,
     target: Target,
-    embed: Sequence[Callable[[ImageSet], Embeddings]],
+    models: Sequence[Model],
     *,
     tuned: bool,
     rank: Rank,
     search: Rank | None = None,
-    closed_form: ClosedForm | None = None,
     rounds: int = ROUNDS,
 ) -> Calibration:
     """What --accept of a run says: a saved calibration, or one that is learned now."""
@@ -205,8 +219,8 @@ def calibration_for(
     if accept.file is not None:
         return accept.load()
     found = learn_calibration(
-        config, data, target, embed, tuned=tuned, sure=accept.sure or SURE, rank=rank,
-        search=search, closed_form=closed_form, rounds=rounds,
+        config, data, target, models, tuned=tuned, sure=accept.sure or SURE, rank=rank,
+        search=search, rounds=rounds,
     )  # fmt: skip
     if found.cutoff is None:
         log.warning("%s", found.verdict)
@@ -217,34 +231,39 @@ def learn_calibration(
     config: RunConfig,
     data: DataFolders,
     target: Target,
-    embed: Sequence[Callable[[ImageSet], Embeddings]],
+    models: Sequence[Model],
     *,
     tuned: bool,
     sure: float,
     rank: Rank,
     search: Rank | None = None,
-    closed_form: ClosedForm | None = None,
     rounds: int = ROUNDS,
 ) -> Calibration:
     """Learned on training images that the models have not seen, by draws like the test part.
 
-    embed: by each model. tuned: whether one was trained on the images that validation did not hold
-    out. rank: as the test part is ranked. search: as `search` and `serve` rank, if they do not rank
-    so. closed_form: of the only model, if all that was trained can be fitted again, each time
-    without some classes; then all training images are learned from. rounds: of draws, see
-    `rounds_for`. DataError without such images.
+    tuned: whether a model was trained on the images that validation did not hold out, and is no
+    ClosedForm. If none was, projections are fitted again without some classes at a time, and all
+    training images are learned from; else they are fitted to what was not held out. rank: as the
+    test part is ranked. search: as `search` and `serve` rank, if they do not rank so. rounds: of
+    draws, see `rounds_for`. DataError without such images.
     """
     if config.whiten != "none":
-        raise DataError(f"what scores mean cannot be learned here: {WHITENED % config.whiten}")
-    by_class = tuned and config.training.validate_on == NEW  # whole classes were held out
-    parts = _cross_fitted(config, data, target, closed_form)
+        raise DataError(WHITENED % config.whiten)
+    is_fitted = any(isinstance(model, ClosedForm) for model in models)
+    by_class = (tuned or is_fitted) and config.training.validate_on == NEW
+    parts = [] if tuned or not is_fitted else _cross_fitted(config, data, target, models)
     if not parts:
-        images, draws = images_and_draws(config, data, target, tuned=tuned, rounds=rounds)
+        learns = tuned or is_fitted
+        images, draws = images_and_draws(config, data, target, tuned=learns, rounds=rounds)
         if by_class:
             _warn_of_few_classes(images, draws)
-        elif tuned:
+        elif learns:
             log.warning("%s", KNOWN_CLASSES)
-        parts = [Part([embed_images(images) for embed_images in embed], images, draws)]
+        every, fitted_to = images, np.arange(0)
+        if is_fitted:
+            every = training_part(data.training, config.data, "--accept")
+            fitted_to = held_out(every, config.training, target).training
+        parts = [Part(_vectors(models, images, every, fitted_to), images, draws)]
 
     def learned(by: Rank) -> Calibration:
         judged = [judged_draws(part.vectors, part.images, part.draws, by) for part in parts]
@@ -267,44 +286,63 @@ class Part:
 
 
 def _cross_fitted(
-    config: RunConfig, data: DataFolders, target: Target, closed_form: ClosedForm | None
+    config: RunConfig, data: DataFolders, target: Target, models: Sequence[Model]
 ) -> list[Part]:
-    """The classes in parts: the images of one are the queries, by the projection that is fitted to
-    the other parts. [] if there is nothing to fit again, or if a part has no draw."""
-    if closed_form is None:
-        return []
+    """The classes in parts: the images of one are queries, by projections that are fitted to the
+    other parts. [] if a part has no draw.
+
+    If the test classes are seen, a part's queries have nothing in the gallery, and the images of
+    the others are divided once more: those that no projection is fitted to can be found.
+    """
     images = at_most(training_part(data.training, config.data, "--accept"), seed=config.seed)
     labels = class_codes(images)
     classes = int(labels.max()) + 1
-    parts = min(MOST_PARTS, classes // FEWEST_CLASSES)
-    if parts < 2:
-        return []
-    part_of = np.random.default_rng((config.seed, 74)).permutation(classes) % parts
-    trained_on = [part_of[labels] != part for part in range(parts)]
+    is_new = config.training.validate_on == NEW
+    parts = min(MOST_PARTS, classes // FEWEST_CLASSES if is_new else classes)
+    part_of = np.random.default_rng((config.seed, 74)).permutation(classes) % max(1, parts)
+    divided = []
     try:
-        draws = [_draws(config, images, target, trained, rounds=1) for trained in trained_on]
-    except DataError:  # no draw is possible among the classes of a part
+        for part in range(parts if parts > 1 else 0):
+            absent = part_of[labels] == part
+            fitted_to, used = np.flatnonzero(~absent), np.arange(len(images))
+            if not is_new:
+                known = images.subset(fitted_to)
+                fitted_to = fitted_to[held_out(known, config.training, target).training]
+                used = np.setdiff1d(used, fitted_to)
+            own = images.subset(used)
+            roles = {"trained": ~absent} if is_new else {"absent": absent[used]}
+            divided.append((fitted_to, own, _draws(config, own, target, rounds=1, **roles)))
+    except DataError:  # no draw is possible in a part
         return []
-    vectors = closed_form.embed(images)
-    found = []
-    for trained, drawn in zip(trained_on, draws, strict=True):
-        others = vectors.of_images([images.ids[i] for i in np.flatnonzero(trained)])
-        projection = fitted_projection(others, closed_form.name)
-        own = projected(vectors, projection, closed_form.name)
-        own = dataclasses.replace(own, model_id=closed_form.model_id)
-        found.append(Part([own], images, drawn))
-    return found
+    return [
+        Part(_vectors(models, images, images, fitted_to), own, draws)
+        for fitted_to, own, draws in divided
+    ]
+
+
+def _vectors(
+    models: Sequence[Model], images: ImageSet, every: ImageSet, fitted_to: np.ndarray
+) -> list[Embeddings]:
+    """Vectors of the images by each model; of `every` image by projections, which are fitted to
+    those at the positions `fitted_to`."""
+    ids = every.subset(fitted_to).ids
+    return [
+        model.fitted_to(ids, model.embed(every)) if isinstance(model, ClosedForm) else model(images)
+        for model in models
+    ]
 
 
 def _draws(
     config: RunConfig,
     images: ImageSet,
     target: Target,
-    trained: np.ndarray | None,
+    *,
+    trained: np.ndarray | None = None,
+    absent: np.ndarray | None = None,
     rounds: int = ROUNDS,
 ) -> list[Draw]:
     return draws_with_absent_classes(
-        images, target, seed=config.seed, trained=trained, rounds=rounds,
+        images, target, seed=config.seed, trained=trained, absent=absent, rounds=rounds,
         query_domain=config.training.query_domain,
         gallery_domain=config.training.gallery_domain,
     )  # fmt: skip
@@ -331,7 +369,7 @@ def images_and_draws(
         images, trained = held_out_and_trained(images, tuning, target)
     else:
         images = at_most(images, seed=config.seed)
-    return images, _draws(config, images, target, trained, rounds)
+    return images, _draws(config, images, target, trained=trained, rounds=rounds)
 
 
 def rounds_for(chain: Chain) -> int:

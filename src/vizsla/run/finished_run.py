@@ -164,7 +164,9 @@ def calibrate_run(
     members = members or [Member.of(folder)]
     ranking = Ranking.load(ranking_in(folder))
     if ranking.evidence is None:
-        ranking = with_joint_evidence(ranking, members, fusion)
+        roles = ("query", "gallery")
+        vectors = [Embeddings.open(Path(folder) / "embeddings" / role) for role in roles]
+        ranking = with_joint_evidence(ranking, members, fusion, vectors)
         ranking.save(ranking_in(folder))
     found = joint_calibration(members, fusion, sure, ranking, progress)
     found.save(Path(folder) / CALIBRATION)

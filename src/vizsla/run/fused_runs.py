@@ -29,6 +29,8 @@ from vizsla.model.projection import WHITENINGS, AnyProjection, Beside
 from vizsla.options import FUSION_WHITENINGS
 from vizsla.run.accepting import (
     Accept,
+    ClosedForm,
+    Model,
     calibration_for,
     require_no_whitening,
     with_allowed_evidence,
@@ -132,6 +134,16 @@ class Fused:
         """The refinement of concatenated vectors."""
         return parse_chain(self.fusion.refine)
 
+    def vectors(self, members: Sequence[Member]) -> tuple[Embeddings, Embeddings]:
+        """Of queries and gallery by all models: concatenated, and projected if the run is."""
+        parts = [
+            joined([member.embeddings(role) for member in members], self.weights)
+            for role in ("query", "gallery")
+        ]
+        if self.projection is not None:
+            parts = [projected(part, self.projection, self.fusion.whiten) for part in parts]
+        return parts[0], parts[1]
+
     def record(self) -> dict[str, Any]:
         """How the runs were fused, for the result file."""
         method = self.fusion.method
@@ -217,52 +229,39 @@ def ranker(
     members: Sequence[Member], fusion: FusionConfig, progress: Progress | None = None
 ) -> Rank:
     """A function that ranks a gallery for queries, by the vectors of all models, as the joint run
-    did (or the run of one model)."""
-    if len(members) == 1 and fusion.method != CONCAT:
+    did (or the run of one model), which does not concatenate them."""
+    if len(members) == 1:
         return members[0].rank
     weights = weights_of(fusion, len(members))
     probabilities = _probabilities(members, fusion.method, progress)
-    projection = None
-    if fusion.method == CONCAT and fusion.whiten != "none":
-        data = folders_of(members[0].config)
-        images = training_part(data.training, members[0].config.data, "--fusion concat")
-        dims = [member.embeddings("query").dim for member in members]
-        projection = _fitted(members, fusion, images, progress, sum(dims))
 
     def rank(queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
-        if fusion.method != CONCAT:
-            parts = [
-                member.rank([own_queries], [own_gallery])
-                for own_queries, own_gallery, member in zip(queries, gallery, members, strict=True)
-            ]
-            return fused(parts, method=fusion.method, weights=weights, probabilities=probabilities)
-        both = [joined(queries, weights), joined(gallery, weights)]
-        if projection is not None:
-            both = [projected(part, projection, fusion.whiten) for part in both]
-        return rank_refined(both[0], both[1], parse_chain(fusion.refine, uses=fusion.refine_uses))
+        parts = [
+            member.rank([own_queries], [own_gallery])
+            for own_queries, own_gallery, member in zip(queries, gallery, members, strict=True)
+        ]
+        return fused(parts, method=fusion.method, weights=weights, probabilities=probabilities)
 
     return rank
 
 
 def with_joint_evidence(
-    ranking: Ranking, members: Sequence[Member], fusion: FusionConfig
+    ranking: Ranking,
+    members: Sequence[Member],
+    fusion: FusionConfig,
+    vectors: Sequence[Embeddings],
 ) -> Ranking:
     """The joint ranking of these runs (or that of one run) with evidence beside its scores, unless
-    they were re-ranked."""
+    they were re-ranked. vectors: of queries and gallery by all models."""
     if fusion.refine != "none" or any(member.chain.steps for member in members):
         return ranking
-    weights = weights_of(fusion, len(members))
-    queries, gallery = (
-        joined([member.embeddings(role) for member in members], weights)
-        for role in ("query", "gallery")
-    )
-    return with_allowed_evidence(ranking, queries, gallery, members[0].config.refine_uses)
+    return with_allowed_evidence(ranking, vectors[0], vectors[1], members[0].config.refine_uses)
 
 
 def search_ranker(members: Sequence[Member], fusion: FusionConfig) -> Rank | None:
     """A function that ranks as searches of the run do, without refinement and by the joined vectors
     of the models; None if the run itself ranks in this way."""
-    if len(members) == 1 and fusion.method != CONCAT:
+    if len(members) == 1:
         return by_cosine if members[0].chain.steps else None
     weights = weights_of(fusion, len(members))
 
@@ -278,16 +277,11 @@ def search_ranker(members: Sequence[Member], fusion: FusionConfig) -> Rank | Non
     return rank
 
 
-def require_decidable(
-    fusion: FusionConfig, accept: float | str | None, configs: Iterable[RunConfig]
-) -> None:
-    """UsageError if --accept cannot be learned for this way to fuse, or for one of the runs."""
-    if accept is None or Accept.parse(accept).file is not None:
-        return
-    if fusion.method == CONCAT:
-        require_no_whitening(fusion.whiten, "--set fusion_whiten=none")
-    for config in configs:
-        require_no_whitening(config.whiten, "--whiten none")
+def require_decidable(accept: float | str | None, configs: Iterable[RunConfig]) -> None:
+    """UsageError if --accept cannot be learned for one of the runs."""
+    if accept is not None and Accept.parse(accept).file is None:
+        for config in configs:
+            require_no_whitening(config)
 
 
 def joint_calibration(
@@ -299,21 +293,59 @@ def joint_calibration(
 ) -> Calibration:
     """The calibration for the joint ranking of these runs (or that of one run), learned on images
     that are new to all of them, or read from a file. fusion: every `auto` as it was chosen."""
-    require_decidable(fusion, accept, [member.config for member in members])
-    tuned = [member for member in members if member.is_tuned]
-    config = dataclasses.replace((tuned or members)[0].config, accept=accept)
-    data = folders_of(config)
-    is_alone = len(members) == 1 and fusion.method != CONCAT
+    given = Accept.parse(accept)
+    if given.file is not None:
+        return given.load()
+    require_decidable(accept, [member.config for member in members])
+    config = _config_of_validation(members)
+    data, weights = folders_of(config), weights_of(fusion, len(members))
+    models: list[Model] = [member.model(progress) for member in members]
+    has_head = fusion.method == CONCAT and fusion.whiten != "none"
+    count = len(members) - fusion.beside if has_head else 0  # of the models that become one
+    tuned = any(
+        member.is_tuned and (i < count or not isinstance(model, ClosedForm))
+        for i, (member, model) in enumerate(zip(members, models, strict=True))
+    )
+    if has_head:
+        every = training_part(data.training, config.data, "--fusion concat")
+
+        def embed(
+            images: ImageSet, members: Sequence[Member], weights: Sequence[float]
+        ) -> Embeddings:
+            parts = [member.embed(every, "training", progress) for member in members]
+            return joined(parts, weights).of_images(images.ids)
+
+        of_head = functools.partial(embed, members=members[:count], weights=weights[:count])
+        models[:count] = [ClosedForm(fusion.whiten, "head", of_head)]
+        weights[:count] = [sum(weights[:count])]
+        if not any(member.is_tuned for member in members):
+            test = [members[0].embeddings(role) for role in ("query", "gallery")]
+            config, images = by_vectors(
+                config, every, lambda part, _: embed(part, members[:1], [1.0]), "training", test
+            )
+            data = dataclasses.replace(data, training=images)
+    rank, search = ranker(members, fusion, progress), search_ranker(members, fusion)
+    if fusion.method == CONCAT:
+        chain = parse_chain(fusion.refine, uses=fusion.refine_uses)
+        by_chain = functools.partial(ranked_by_joined, weights, ranking.origin["model_id"])
+        rank, search = by_chain(chain), by_chain(Chain()) if chain.steps else None
     return calibration_for(
-        config, data, target_in(data, truth_in(config, data)),
-        [functools.partial(one.calibration_vectors, progress=progress) for one in members],
-        tuned=bool(tuned),
-        rank=with_same_evidence(
-            ranking, ranker(members, fusion, progress), weights_of(fusion, len(members))
-        ),
-        search=search_ranker(members, fusion),
-        closed_form=members[0].closed_form(progress) if is_alone else None,
+        dataclasses.replace(config, accept=accept), data, target_in(data, truth_in(config, data)),
+        models, tuned=tuned, rank=with_same_evidence(ranking, rank, weights), search=search,
     )  # fmt: skip
+
+
+def ranked_by_joined(weights: Sequence[float], model_id: str, chain: Chain) -> Rank:
+    """What ranks by the joined vectors of several models, of this model_id."""
+
+    def rank(queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
+        both = [
+            dataclasses.replace(joined(parts, weights), model_id=model_id)
+            for parts in (queries, gallery)
+        ]
+        return rank_refined(both[0], both[1], chain)
+
+    return rank
 
 
 def weights_of(fusion: FusionConfig, models: int) -> list[float]:
@@ -358,15 +390,8 @@ def _validation(
 ) -> tuple[ImageSet, EmbeddedDraws]:
     """Training images to fit something to, and labelled images that no member was trained on, with
     the first one's vectors. fits: whether something is fitted; then these are different images."""
-    tuned = [member for member in members if member.is_tuned]
-    first = members[0]
-    config = (tuned or [first])[0].config
-    if any(_splitting(m.config) != _splitting(config) for m in tuned):
-        raise DataError(
-            "the models were tuned with different images held out, so that no image is new to all: "
-            "tune them with the same --validate-on and --seed, or give --fusion and "
-            "--fusion-weights"
-        )
+    first, tuned = members[0], any(member.is_tuned for member in members)
+    config = _config_of_validation(members)
     data = folders_of(config)
     needed_by = "--fusion auto and --fusion-weights auto"
     images = training_part(data.training, config.data, needed_by)
@@ -396,6 +421,19 @@ def _validation(
         embed=embedded,
         nearest_cosine=mean_nearest_cosine(test[0].vectors, test[1].vectors, same_set=data.one_set),
     )
+
+
+def _config_of_validation(members: Sequence[Member]) -> RunConfig:
+    """That of the run whose training held images out, or of the first one. DataError: trainings
+    held out different ones."""
+    tuned = [member.config for member in members if member.is_tuned]
+    if any(_splitting(config) != _splitting(tuned[0]) for config in tuned):
+        raise DataError(
+            "the models were tuned with different images held out, so that no image is new to all: "
+            "tune them with the same --validate-on and --seed, or leave out --accept and give "
+            "--fusion and --fusion-weights"
+        )
+    return (tuned or [members[0].config])[0]
 
 
 def _splitting(config: RunConfig) -> tuple[Any, ...]:

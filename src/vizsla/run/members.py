@@ -19,6 +19,7 @@ from vizsla.run.accepting import (
     FROZEN_ROLE,
     ROLE,
     ClosedForm,
+    Model,
     learn_calibration,
     ranked_by,
     rounds_for,
@@ -85,23 +86,22 @@ class Member:
         kept = self.run.folder / CALIBRATION
         if kept.exists():
             return Calibration.load(kept)
-        data = folders_of(self.config)
+        data, model = folders_of(self.config), self.model(progress)
         found = learn_calibration(
-            self.config, data, target_in(data, truth_in(self.config, data)),
-            [functools.partial(self.calibration_vectors, progress=progress)],
-            tuned=self.is_tuned, sure=SURE, rank=self.rank,
-            search=by_cosine if self.chain.steps else None, closed_form=self.closed_form(progress),
-            rounds=rounds_for(self.chain),
+            self.config, data, target_in(data, truth_in(self.config, data)), [model],
+            tuned=self.is_tuned and not isinstance(model, ClosedForm), sure=SURE, rank=self.rank,
+            search=by_cosine if self.chain.steps else None, rounds=rounds_for(self.chain),
         )  # fmt: skip
         found.save(kept)
         return found
 
-    def closed_form(self, progress: Progress | None) -> ClosedForm | None:
-        """The projection of its training, if it can be fitted again."""
+    def model(self, progress: Progress | None) -> Model:
+        """What gives vectors to learn a calibration from."""
+        embed = functools.partial(self.calibration_vectors, progress=progress)
         if not self.is_tuned:
-            return None
-        embed = functools.partial(self.calibration_vectors, progress=progress, projected=False)
-        return ClosedForm.of(Embedder.load(self.run.folder / "embedder"), self.config, embed)
+            return embed
+        embedder, frozen = self.run.folder / "embedder", functools.partial(embed, projected=False)
+        return ClosedForm.of(Embedder.load(embedder), self.config, frozen) or embed
 
     def embed(self, images: ImageSet, role: str, progress: Progress | None) -> Embeddings:
         """Vectors of more images by this run's model, kept in its folder."""

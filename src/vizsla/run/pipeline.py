@@ -170,15 +170,16 @@ def run(
                         this_run,
                     )  # fmt: skip
                     learned_on = dataclasses.replace(data, training=training)
+                closed_form = ClosedForm.of(embedder, config, frozen) if is_tuned else None
                 calibration = calibration_for(
-                    config, learned_on, target, [functools.partial(_for_calibration, embed)],
-                    tuned=is_tuned,
+                    config, learned_on, target,
+                    [closed_form or functools.partial(_for_calibration, embed)],
+                    tuned=is_tuned and closed_form is None,
                     rank=with_same_evidence(
                         ranking, ranked_by(chain, _features_in(this_run, config))
                     ),
                     rounds=rounds_for(chain),
                     search=by_cosine if chain.steps else None,
-                    closed_form=ClosedForm.of(embedder, config, frozen) if is_tuned else None,
                 )  # fmt: skip
                 ranking = calibration.decide(ranking)
             model = _model_record(embedder, tuned, config)

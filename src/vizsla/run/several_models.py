@@ -15,7 +15,6 @@ from typing import Any
 from vizsla.choose.refinement import refine_record
 from vizsla.data.splits import training_part
 from vizsla.embed.auto_compute import resolve_compute
-from vizsla.embed.projected import projected
 from vizsla.errors import UsageError
 from vizsla.model.open_model import load_embedder
 from vizsla.model.projection import save_projection
@@ -40,7 +39,6 @@ from vizsla.run.members import Member
 from vizsla.run.pipeline import run
 from vizsla.run.validate_on import validating_as
 from vizsla.search.chain import Chain
-from vizsla.search.fusion import joined
 from vizsla.workspace import PROJECTION, Messages, Run, create_run, log_to, open_run
 
 log = logging.getLogger("vizsla.run")
@@ -67,7 +65,7 @@ def run_models(
             )
     fusion.check(len(configs))
     require_whole_images(fusion, (config.tiles for config in configs))
-    require_decidable(fusion, configs[0].accept, configs)
+    require_decidable(configs[0].accept, configs)
     data = folders_of(configs[0])
     check_accept(configs[0], data, target_in(data, truth_in(configs[0], data)))
     if needed_by := fusion.needs_training:
@@ -112,23 +110,19 @@ def joint_run(
                     "search by the vectors of whole images"
                 )
             truth, calibration, ranking = truth_in(config, data), None, found.ranking
+            vectors = found.vectors(members)
             if config.accept is not None:
-                ranking = with_joint_evidence(ranking, members, found.fusion)
+                ranking = with_joint_evidence(ranking, members, found.fusion, vectors)
                 calibration = joint_calibration(
                     members, found.fusion, config.accept, ranking, progress
                 )
                 ranking = calibration.decide(ranking)
             if found.projection is not None:
                 save_projection(found.projection, this_run.folder / PROJECTION)
-            vectors = []
-            for role in ("query", "gallery"):
-                parts = joined([member.embeddings(role) for member in members], found.weights)
-                if found.projection is not None:
-                    parts = projected(parts, found.projection, found.fusion.whiten)
-                parts.save(this_run.folder / "embeddings" / role)
-                vectors.append(parts)
+            for role, part in zip(("query", "gallery"), vectors, strict=True):
+                part.save(this_run.folder / "embeddings" / role)
             result = finish_run(
-                this_run, config, data, truth, ranking, (vectors[0], vectors[1]),
+                this_run, config, data, truth, ranking, vectors,
                 ranked_by_vectors=False,
                 model=_models_record(members, config, found),
                 messages=messages, started=started, calibration=calibration,

@@ -392,7 +392,8 @@ def _for_searches(
     """The calibration of the cosines that order results; DataError if it is for other scores."""
     if calibration is None:
         return None
-    searched_as = {} if fusion is None else {"searched_as": fusion.method}
+    is_concat = fusion is not None and fusion.method == fused_runs.CONCAT
+    searched_as = {} if fusion is None or is_concat else {"searched_as": fusion.method}
     return calibration.for_scores_of({"model_id": model_id, **searched_as})
 
 
