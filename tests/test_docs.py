@@ -3,6 +3,7 @@
 No model hub can be reached from a test, so all use the models that come as packages.
 """
 
+import ast
 import csv
 import re
 import shlex
@@ -52,6 +53,20 @@ def test_readme_commands_work(demo_data: Path, monkeypatch: pytest.MonkeyPatch) 
         assert result.exit_code == 0, f"{shlex.join(words)}: {result.output}"
         assert ("--model dinov2-s14 (a download" in result.output) == (words[1] == "run")
     assert list(demo_data.glob("results/*.json")) and list(demo_data.glob("sheets/*.png"))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(code, id=f"{path.name}-{i}")
+        for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+        for i, code in enumerate(blocks("python", path.read_text()))
+    ],
+)
+def test_what_python_in_the_docs_imports_is_there(code: str) -> None:
+    for line in ast.parse(code).body:
+        if isinstance(line, ast.Import | ast.ImportFrom):
+            exec(ast.unparse(line), {})
 
 
 def test_guide_python_works(
