@@ -737,9 +737,10 @@ class TuneConfig(TrainConfig):
     draws: int = option(
         3, "Number of random draws of the validation queries.", "Training", rare=True
     )
-    share: float = option(
-        0.2, "Largest share of the training images that is held out.", "Training", rare=True
-    )
+    share: float | None = option(
+        None, "Share of the training images that is held out, at most.", "Training", rare=True,
+        shown="0.2; 0.4 of seen classes with few images each",
+    )  # fmt: skip
 
     @staticmethod
     def from_options(options: Mapping[str, Any]) -> "TuneConfig":

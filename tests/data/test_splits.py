@@ -75,6 +75,15 @@ def test_seen_classes_give_queries_though_the_test_part_is_smaller_than_their_nu
     assert len(set(labels[found.training])) == classes
 
 
+def test_a_share_that_is_given_is_kept_where_classes_have_few_images() -> None:
+    images, target = image_set(even(40, 5)), Target(queries=100, gallery=200)
+    for share, expected in ((None, 0.4), (0.3, 0.3)):
+        found = split(images, "seen-classes", target=target, share=share, draws=60)
+        assert 1 - len(found.training) / len(images) == pytest.approx(expected)
+    with pytest.raises(DataError, match="a larger share"):
+        split(images, "seen-classes", target=target, share=0.1)
+
+
 def test_seen_classes_hold_out_images_of_every_class() -> None:
     images = image_set(even(10, 50))
     target = Target(queries=40, gallery=40)

@@ -66,14 +66,16 @@ def validation_draws(
     )
     if config.validate_on == "seen-classes":
         target = dataclasses.replace(target, per_class=None)  # as many of a class as there are
-    config = dataclasses.replace(config, share=share_like(images, target), draws=1)
+    config = dataclasses.replace(config, share=None, draws=1)
+    usual = share_like(images, target)
     few = (target.queries or SMALL) + (target.gallery or 0) <= SMALL
     wanted = 2 * len(images) // max(1, target.queries or len(images))  # each image queries twice
     draws = []
     for i in range(
         int(np.clip(wanted, DRAWS, MOST_DRAWS)) if few else LARGE_DRAWS
     ):  # other classes, or other images, each time
-        draws += held_out(images, dataclasses.replace(config, seed=config.seed + i), target).draws
+        other = dataclasses.replace(config, seed=config.seed + i)
+        draws += held_out(images, other, target, usual_share=usual).draws
     return draws
 
 

@@ -102,12 +102,13 @@ def split(
     query_domain: str | None = None,
     gallery_domain: str | None = None,
     draws: int = DRAWS,
-    share: float = SHARE,
+    share: float | None = None,
+    usual_share: float = SHARE,
     split_by: str | None = None,
     seed: int = 0,
 ) -> Split:
-    """Holds out about `share` of the images (fewer if the test part is smaller; SHARE_OF_FEW where
-    that would be one image of most classes).
+    """Holds out about `share` of the images, fewer if the test part is smaller. Without it
+    `usual_share`, or SHARE_OF_FEW where that would be one image of most seen classes.
 
     Images of one group are never both trained on and held out. split_by: time or place, which also
     make groups, see `exif_columns.grouped_by`. Every query has a relevant image in
@@ -115,9 +116,10 @@ def split(
     """
     if validate_on not in KINDS:
         raise UsageError(f"validate on {validate_on!r}: choose {' or '.join(KINDS)}")
-    if not 0 < share < 1 or draws < 1:
+    wanted = usual_share if share is None else share
+    if not 0 < wanted < 1 or draws < 1:
         raise UsageError(
-            f"share={share}, draws={draws}: choose a share in (0, 1) and 1 draw or more"
+            f"share={wanted}, draws={draws}: choose a share in (0, 1) and 1 draw or more"
         )
     target = target or Target()
     if split_by is not None:
@@ -130,10 +132,11 @@ def split(
     )
     rng = np.random.default_rng((seed, 11))
     if validate_on == NEW:
-        held_out = _hold_out_classes(columns, share, rng)
+        held_out = _hold_out_classes(columns, wanted, rng)
     else:
-        held_out = _hold_out_images(columns, target, share, rng)
-        if share < SHARE_OF_FEW and not _can_many_be_queried(columns.labels, held_out):
+        held_out = _hold_out_images(columns, target, wanted, rng)
+        is_fixed = share is not None or wanted >= SHARE_OF_FEW
+        if not is_fixed and not _can_many_be_queried(columns.labels, held_out):
             rng = np.random.default_rng((seed, 11))  # few images of a class: two are needed
             held_out = _hold_out_images(columns, target, SHARE_OF_FEW, rng)
     return _split_from(columns, held_out, target, draws, seed)
@@ -328,7 +331,7 @@ def _split_from(
     if not found:
         raise DataError(
             f"the {int(held_out.sum())} images held out for validation give no query with a "
-            "relevant gallery image: give more images of each class"
+            "relevant gallery image: give more images of each class, or a larger share"
         )
     return Split(training, found, int(aside.sum()))
 
@@ -413,8 +416,13 @@ def label_warnings(labels: Sequence[str]) -> list[str]:
 # ── for a training or a choice ───────────────────────────────────────────────────────────────────
 
 
-def held_out(images: ImageSet, config: TuneConfig, target: Target | None) -> Split:
-    """What training holds out for validation: the same for the same images, options and target."""
+def held_out(
+    images: ImageSet, config: TuneConfig, target: Target | None, *, usual_share: float = SHARE
+) -> Split:
+    """What training holds out for validation: the same for the same images, options and target.
+
+    usual_share: see `split`.
+    """
     return split(
         images,
         safer_kind(images.labels or []) if config.validate_on == AUTO else config.validate_on,
@@ -423,6 +431,7 @@ def held_out(images: ImageSet, config: TuneConfig, target: Target | None) -> Spl
         gallery_domain=config.gallery_domain,
         draws=config.draws,
         share=config.share,
+        usual_share=usual_share,
         split_by=config.split_by,
         seed=config.seed,
     )
