@@ -133,6 +133,27 @@ def tinted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """The ids of the images of each training, which keeps its head, whatever chance says."""
+    from vizsla.train import training
+    from vizsla.train.selection import Selection
+
+    found: list[set[str]] = []
+    train = training.train
+
+    def noted(images: Any, *args: Any, **kwargs: Any) -> Any:
+        found.append(set(images.ids))
+        return train(images, *args, **kwargs)
+
+    def head(selection: Selection) -> Any:
+        return next((c for c in selection.candidates if c.name == "head"), selection.frozen)
+
+    monkeypatch.setattr(training, "train", noted)
+    monkeypatch.setattr(Selection, "best", property(head))
+    return found
+
+
 @pytest.fixture(scope="module")
 def short_heads() -> Iterator[None]:
     """Heads are trained for 20 steps: for tests of what is done with them."""

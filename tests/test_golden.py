@@ -82,7 +82,11 @@ TRAINING = {
     "candidates": [CANDIDATE],
     "time": [{"part": "str", "seconds": "float"}],
     "warnings": [],
-    "options": {"finetune": "str", "loss": "str"},
+    "options": {
+        **dict.fromkeys(["finetune", "loss", "validate_on"], "str"),
+        **dict.fromkeys(["split_by", "query_domain", "gallery_domain", "share"], "null"),
+        "seed": "int",
+    },
 }
 TRIAL = {
     **dict.fromkeys(["top1", "points", "map", "gain", "gain_error", "risk"], "float"),

@@ -19,10 +19,10 @@ from vizsla import storage
 from vizsla.choose.validation import Trial
 from vizsla.cli.main import app
 from vizsla.data.imageset import ImageSet
+from vizsla.data.splits import held_out, target_of
 from vizsla.errors import DataError, UsageError
 from vizsla.model import hub
 from vizsla.model.embedder import Embedder
-from vizsla.model.model_card import Origin
 from vizsla.options import TuneConfig
 from vizsla.run import functions
 from vizsla.run.best import search as searching
@@ -44,6 +44,7 @@ from vizsla.run.best.search import BestConfig, best
 from vizsla.run.config import RunConfig
 from vizsla.run.inputs import folders_of
 from vizsla.run.pipeline import run
+from vizsla.run.train import train
 from vizsla.score.run_table import RunTable
 from vizsla.search.ranking import Ranking
 from vizsla.train import optimizer
@@ -378,33 +379,41 @@ def test_a_tuned_network_is_joined_and_re_ranked_before_larger_images(
     require_complete(found.run)
 
 
-def test_the_search_holds_out_what_its_trainings_and_given_models_held_out(
-    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_search_holds_out_what_a_given_model_was_not_trained_on(
+    trained_on: list[set[str]], tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held_out = {"validate_on": "seen-classes", "share": 0.4, "seed": 3}
-    folders = []
-    for options in ({}, held_out, held_out, {**held_out, "seed": 4}):
-        embedder = Embedder.build("tiny", weights="random", image_size=32, seed=len(folders))
-        if options:
-            training = {"is_finetuned": False, "kept": "head", "images": 9,
-                        "options": {"loss": "arc", **options}}  # fmt: skip
-            embedder.origin = Origin(training=training)
-        folders.append(str(tmp_path / f"{len(folders)}"))
-        embedder.save(folders[-1])
+    folders = [MODELS["first"]]
+    for seed in (3, 4):
+        out = tmp_path / str(seed)
+        tuning = {"finetune": "head", "head_steps": 2, "share": 0.4, "validate_on": "seen-classes"}
+        given = RunConfig(data=str(tinted), model=folders[0], seed=seed, tuning=tuning)
+        train(given, out)
+        folders.append(str(out / "embedder"))
     found: list[TuneConfig] = []
+    images: list[set[str]] = []
 
     def draw(self: HeldOut, config: TuneConfig, *args: Any) -> None:
+        assert self.data.training is not None
+        parts = held_out(self.data.training, config, target_of(self.data.query, self.data.gallery))
+        images.append({self.data.training.ids[i] for i in parts.held_out})
         found.append(config)
         raise DataError("enough")
 
     monkeypatch.setattr(HeldOut, "draw", draw)
     settings = config(tinted, tmp_path, seed=1, validating=None)
-    for models in (folders[:1], folders):
+    for models in (folders[:1], folders, folders[::-1], folders[1:2]):
         done = best(dataclasses.replace(settings, models=models))
         (left_out,) = [step.name for step in done.steps] or [None]
-        assert left_out == (folders[3] if models == folders else None)
+        kept = 4 if models[0] == folders[2] else 3
+        expected = None if len(models) < 3 else folders[2] if kept == 3 else folders[1]
+        assert left_out == expected
+        if len(found) > 1:
+            assert images[-1] and not images[-1] & trained_on[kept - 3]
     assert found[0].seed == 1  # that of its trainings
-    assert {name: getattr(found[1], name) for name in held_out} == held_out
+    asked = dataclasses.replace(settings.run, validating={"validate_on": "new-classes"})
+    done = best(dataclasses.replace(settings, run=asked, models=folders[:2]))
+    assert [step.name for step in done.steps] == [folders[1]]  # what is asked for comes first
+    assert found[-1].validate_on == "new-classes"
 
 
 def test_a_tuned_network_speaks_for_the_one_that_it_was_tuned_from(

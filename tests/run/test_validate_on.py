@@ -14,9 +14,7 @@ from vizsla.data.data_folders import open_data
 from vizsla.data.demo import make_demo
 from vizsla.embed.embeddings import Embeddings
 from vizsla.model.embedder import Embedder
-from vizsla.model.model_card import Origin
-from vizsla.options import TuneConfig
-from vizsla.run import pipeline, validate_on
+from vizsla.run import validate_on
 from vizsla.run.accepting import CALIBRATION
 from vizsla.run.config import RunConfig, recorded_config
 from vizsla.run.fused_runs import FusionConfig
@@ -109,30 +107,6 @@ def test_a_folder_without_a_test_part_is_validated_on_new_classes(
     assert "held out (new-classes)" in caplog.text
 
 
-def test_a_model_that_was_trained_is_validated_on_what_its_training_held_out(
-    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held_out = {"validate_on": "seen-classes", "share": 0.4, "seed": 3}
-    embedder = Embedder.build("tiny", weights="random", image_size=32)
-    training = {"is_finetuned": False, "kept": "head", "images": 9, "num_epochs": 0,
-                "options": {"loss": "arc", **held_out}}  # fmt: skip
-    embedder.origin = Origin(training=training)
-    embedder.save(tmp_path / "trained")
-    seen: list[tuple[TuneConfig, bool]] = []
-    choose = pipeline.choose_chain_on_images
-
-    def noted(images: Any, options: TuneConfig, *args: Any, frozen: bool, **kwargs: Any) -> Any:
-        seen.append((options, frozen))
-        return choose(images, options, *args, frozen=frozen, **kwargs)
-
-    monkeypatch.setattr(pipeline, "choose_chain_on_images", noted)
-    trained = {"model": str(tmp_path / "trained"), "weights": "pretrained", "image_size": None}
-    run(config(tinted, tmp_path, refine="auto", **trained))
-    ((options, frozen),) = seen
-    assert not frozen
-    assert {name: getattr(options, name) for name in held_out} == held_out
-
-
 @pytest.mark.parametrize(("low", "kind"), KINDS)
 def test_fusion_weights_are_decided_by_the_first_models_vectors(
     kind: str, asked: list[Any], tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -192,9 +166,9 @@ def test_decisions_are_learned_from_queries_and_a_gallery_that_look_so(
     refine: str, named: Path, tmp_path: Path
 ) -> None:
     done = run(config(named, tmp_path, refine=refine, accept=0.5))
-    training = open_data(named).training
-    assert training is not None
-    domains = training.attributes["domain"].to_pylist()
+    images = open_data(named).training
+    assert images is not None
+    domains = images.attributes["domain"].to_pylist()
     learned = Calibration.load(done.run.folder / CALIBRATION)
     assert learned.queries <= domains.count("photo") < len(domains)
     validation, calibration = (
@@ -251,3 +225,101 @@ def test_a_training_part_of_one_kind_is_said(drawn: Path, tmp_path: Path) -> Non
     assert recorded_config(done.run.folder).training.query_domain is None
     text = (done.run.folder / "log.txt").read_text()
     assert "too few training classes have images of both kinds" in text
+
+
+# ── models that were trained before ──────────────────────────────────────────────────────────────
+
+
+def trained(data: Path, out: Path, model: Path | None = None, **options: Any) -> dict[str, Any]:
+    """The model that a head was fitted after, on all but what is held out."""
+    seed = options.pop("seed", 0)
+    start = of(model) if model else {}
+    train(config(data, out, seed=seed, tuning={**HEAD, **options}, **start), out)
+    return of(out / "embedder")
+
+
+def of(folder: Path) -> dict[str, Any]:
+    return {"model": str(folder), "weights": "pretrained", "image_size": None}
+
+
+SPLITS = [
+    {"validate_on": "seen-classes", "seed": 1, "share": 0.4},
+    {"validate_on": "new-classes", "seed": 1},
+]
+
+
+@pytest.mark.parametrize("options", SPLITS)
+def test_choices_of_a_model_that_was_trained_use_images_that_its_training_held_out(
+    options: dict[str, Any], trained_on: list[set[str]], tinted: Path, tmp_path: Path
+) -> None:
+    model = trained(tinted, tmp_path / "out", **options)
+    (seen,) = trained_on
+    chosen = run(config(tinted, tmp_path, refine="auto", tiles="auto", **model)).run.folder
+    embeddings = chosen / "embeddings"
+    for role in ("validation", "validation-tiles"):
+        assert not seen & set(Embeddings.open(embeddings / role).ids)
+    decided = recorded_config(chosen).training
+    assert (decided.validate_on, decided.seed) == (options["validate_on"], options["seed"])
+    run(config(tinted, tmp_path, tuning={**HEAD, "share": None}, **model))
+    assert trained_on == [seen, seen]
+
+
+def test_decisions_of_a_model_that_was_trained_are_learned_from_what_was_held_out(
+    trained_on: list[set[str]], tinted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = trained(tinted, tmp_path / "out", **SPLITS[0])
+    done = run(config(tinted, tmp_path, accept=0.5, **model))
+    assert not trained_on[0] & set(Embeddings.open(done.run.folder / "embeddings/calibration").ids)
+    assert "learned on classes that the model was trained on" in caplog.text
+
+
+def test_assigned_domains_of_a_training_are_used_again(
+    trained_on: list[set[str]], drawn: Path, tmp_path: Path
+) -> None:
+    first = run(config(drawn, tmp_path, tuning={**HEAD, "share": 0.3}))
+    again = trained(drawn, tmp_path / "out", share=0.3)
+    (seen,) = {frozenset(ids) for ids in trained_on}
+    for model in (of(first.run.folder), again):
+        done = run(config(drawn, tmp_path, refine="auto", **model))
+        assert recorded_config(done.run.folder).training.query_domain == "like the queries"
+        assert not seen & set(Embeddings.open(done.run.folder / "embeddings/validation").ids)
+
+
+def test_other_images_than_those_of_a_training_are_all_new(
+    trained_on: list[set[str]], tinted: Path, named: Path, tmp_path: Path
+) -> None:
+    first = trained(tinted, tmp_path / "a", **SPLITS[0])
+    embedder = Embedder.load(first["model"])
+    for folder, is_new in ((named, True), (tinted, False)):
+        images = open_data(folder).training
+        assert images is not None
+        assert (validate_on.held_out_before(embedder.origin, images) == {}) == is_new
+    second = trained(named, tmp_path / "b", Path(first["model"]), validate_on="new-classes")
+    origin = Embedder.load(second["model"]).origin
+    found = [
+        validate_on.held_out_before(origin, images)
+        for images in (open_data(tinted).training, open_data(named).training)
+        if images is not None
+    ]
+    assert [own and own["validate_on"] for own in found] == ["seen-classes", "new-classes"]
+    assert len(trained_on) == 2
+
+
+@pytest.mark.usefixtures("trained_on")
+def test_it_warns_where_images_that_a_training_has_seen_may_be_held_out(
+    tinted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = trained(tinted, tmp_path / "out", **SPLITS[0])
+    warning = "may have been trained on images that validation holds out"
+    asked = {"validate_on": "new-classes"}
+    run(config(tinted, tmp_path, validating=asked, **model))  # chooses nothing
+    assert warning not in caplog.text
+    run(config(tinted, tmp_path, tiles="auto", validating=asked, **model))
+    assert caplog.text.count(warning) == 1
+    caplog.clear()
+    embedder = Embedder.load(model["model"])
+    assert embedder.origin.training is not None
+    del embedder.origin.training["trained_on"]  # as of an earlier version
+    embedder.save_origin(model["model"])
+    run(config(tinted, tmp_path, tiles="auto", **model))
+    assert caplog.text.count(warning) == 1

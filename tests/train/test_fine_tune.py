@@ -245,24 +245,28 @@ def result_of(name: str, kept: int, *, closed: bool = False) -> Any:
 
 def test_an_origin_records_the_training_that_was_kept() -> None:
     pretrained = Origin.of_weights("pretrained")
-    options: dict[str, Any] = {"images": 40, "options": {"loss": "triplet"}}
+    options: dict[str, Any] = {"images": 40, "options": {"loss": "triplet"}, "trained_on": "a"}
     assert result_of("last weights", 0).origin(pretrained, **options) == pretrained
     tuned = result_of("last weights", 1).origin(pretrained, **options)
     assert tuned.is_finetuned and tuned.record()["num_epochs"] == 3
     fitted = result_of("last weights", 2).origin(pretrained, **options)
     assert fitted.is_finetuned is False and fitted.training is not None
     assert fitted.training["kept"] == "whitened" and fitted.record()["loss_function"] is None
-    both = result_of("last weights", 2).origin(tuned, images=40, options={})
+    both = result_of("last weights", 2).origin(tuned, images=40, options={}, trained_on="b")
     assert both.is_finetuned and both.training is not None
     assert both.training["kept"] == "last weights → whitened"
     assert both.training["options"] == {"before": {"loss": "triplet"}}
+    assert both.training["trained_on"] == ["a", "b"]
     assert both.record()["loss_function"] == "CrossEntropyLoss"
     assert Origin().is_finetuned is None  # an older folder does not say
 
 
-def test_options_of_a_training_are_those_that_are_not_the_defaults() -> None:
+def test_options_of_a_training_say_what_is_held_out_and_what_is_not_a_default() -> None:
     config = TuneConfig.from_options({"epochs": 3, "seed": 7, "workers": 2, "loss": "triplet"})
-    assert options_given(config) == {"finetune": "last", "loss": "triplet", "epochs": 3}
+    assert options_given(config) == {
+        "finetune": "last", "loss": "triplet", "epochs": 3, "validate_on": "auto", "seed": 7,
+        "share": None, "split_by": None, "query_domain": None, "gallery_domain": None,
+    }  # fmt: skip
     seen = TuneConfig.from_options({"validate_on": "seen-classes"})
     assert "learning_rate" not in options_given(seen)
 

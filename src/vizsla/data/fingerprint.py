@@ -1,4 +1,7 @@
-"""A set of images → one number that changes when an image, its name or its attributes do."""
+"""A set of images → one number that changes when an image, its name or its attributes do.
+
+And a sample of its names and labels, by which some of the images are found in another set.
+"""
 
 import hashlib
 import threading
@@ -8,6 +11,8 @@ import numpy as np
 
 from vizsla.data.file_hashes import UNREADABLE, hash_files
 from vizsla.data.imageset import ImageSet
+
+SAMPLED, DIGITS = 256, 10  # images of a sample, and hexadecimal digits of each
 
 
 @dataclass(frozen=True)
@@ -52,3 +57,21 @@ def inspect_files(images: ImageSet, *, cancelled: threading.Event | None = None)
             digest.update(f"{value!r}\n".encode("utf-8", "surrogateescape"))
     unreadable = frozenset(i for i, content in enumerate(contents) if content == UNREADABLE)
     return FileInspection(digest.hexdigest(), unreadable, states)
+
+
+def name_sample(images: ImageSet) -> str:
+    """The smallest hashes of the images' ids and labels, SAMPLED at most, for `in_sample`."""
+    return "".join(sorted(_name_hashes(images))[:SAMPLED])
+
+
+def in_sample(images: ImageSet, sample: str) -> np.ndarray:
+    """(N,) bool: which of the images are in a `name_sample`. If the set that it was taken from has
+    many of them, some are."""
+    known = [sample[i : i + DIGITS] for i in range(0, len(sample), DIGITS)]
+    return np.isin(_name_hashes(images), known)
+
+
+def _name_hashes(images: ImageSet) -> list[str]:
+    rows = zip(images.ids, images.labels or [None] * len(images), strict=True)
+    texts = (f"{name}\0{label}".encode("utf-8", "surrogateescape") for name, label in rows)
+    return [hashlib.sha256(text).hexdigest()[:DIGITS] for text in texts]

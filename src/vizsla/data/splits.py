@@ -25,6 +25,8 @@ log = logging.getLogger("vizsla.splits")
 KINDS = NEW, SEEN = ("new-classes", "seen-classes")
 LIKE_QUERIES, LIKE_GALLERY = "like the queries", "like the gallery"  # domains by how images look
 AUTO = "auto"  # decided by the test images, see run/validate_on.py
+# The options that decide which images are held out.
+SPLITTING = ("validate_on", "split_by", "query_domain", "gallery_domain", "share", "seed")
 FEWEST_CLASSES = 4  # of which whole ones can be held out
 SHARE = 0.2  # of the images goes to validation, at most
 SHARE_OF_FEW = 0.4  # of seen classes with few images each

@@ -156,9 +156,11 @@ class ClosedForm:
 Model = Callable[[ImageSet], Embeddings] | ClosedForm  # what gives vectors of images
 
 
-def check_accept(config: RunConfig, data: DataFolders, target: Target) -> None:
+def check_accept(
+    config: RunConfig, data: DataFolders, target: Target, *, is_new: bool = True
+) -> None:
     """Before the work: UsageError or DataError if --accept cannot be read, or if there are too few
-    images to learn from."""
+    images to learn from. is_new: whether the model was trained on none of these before."""
     if config.accept is None:
         return
     if config.items.get("query_join", "mean") != "mean":
@@ -169,7 +171,8 @@ def check_accept(config: RunConfig, data: DataFolders, target: Target) -> None:
     if Accept.parse(config.accept).file is None:
         require_no_whitening(config)
         is_known = config.training.validate_on != AUTO  # what a training holds out
-        images_and_draws(config, data, target, tuned=config.tuning is not None and is_known)
+        tuned = not is_new or (config.tuning is not None and is_known)
+        images_and_draws(config, data, target, tuned=tuned)
 
 
 def require_no_whitening(config: RunConfig) -> None:

@@ -79,9 +79,14 @@ def folders_of(config: RunConfig) -> DataFolders:
     data = open_folders(config.data, exclude=config.exclude, follow_links=config.follow_links)
     training = data.training and data.training.with_split_labels(config.label_separator)
     if config.domains and training:
-        domain_of = storage.read_sealed_json(config.domains)["domain_of"]
-        training = training.with_attribute("domain", [domain_of.get(name) for name in training.ids])
+        training = with_domains(training, config.domains)
     return dataclasses.replace(data, training=training)
+
+
+def with_domains(training: ImageSet, file: str) -> ImageSet:
+    """Training images with the domains that a run has assigned to them and kept in a file."""
+    domain_of = storage.read_sealed_json(file)["domain_of"]
+    return training.with_attribute("domain", [domain_of.get(name) for name in training.ids])
 
 
 def truth_in(config: RunConfig, data: DataFolders) -> Truth | None:

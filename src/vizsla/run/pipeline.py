@@ -58,9 +58,9 @@ from vizsla.run.inputs import (
 from vizsla.run.tile_choice import chosen_in_run
 from vizsla.run.validate_on import (
     VALIDATION,
+    as_held_out_before,
     before_training,
     by_embeddings,
-    is_trained,
     keep_assigned_domains,
 )
 from vizsla.score.calibration_draws import at_most, by_cosine
@@ -104,12 +104,13 @@ def run(
         _require_same_model(embedder, config)
         _require_defined_for_tiles(embedder, config)
         compute = compute_for(config, embedder, data)
+        target = target_in(data, truth)
+        config, training, is_new = as_held_out_before(config, data.training, target, embedder)
         config, training = before_training(
-            config, data.training, (data.query, data.gallery), embedder, compute, report
+            config, training, (data.query, data.gallery), embedder, compute, report
         )
         data = dataclasses.replace(data, training=training)
-        target = target_in(data, truth)
-        check_accept(config, data, target)
+        check_accept(config, data, target, is_new=is_new)
         written = resolved(config, embedder, compute, data)
         interrupted = _interrupted(config, written, embedder.name)
         if interrupted is not None:  # the runtime is not chosen a second time
@@ -121,8 +122,10 @@ def run(
             this_run.write_config(written)
             keep_assigned_domains(this_run.folder, data.training)
             embedder, tuned = _improved(embedder, data, target, this_run, compute, config, report)
+            is_improved = tuned is not None and tuned.is_improved
+            is_new = is_new and not is_improved  # all training images are new to the model
             embedder, tile_choice = chosen_in_run(
-                embedder, data, target, this_run, compute, config, report
+                embedder, data, target, this_run, compute, config, report, frozen=is_new
             )
             embedder.save(this_run.folder / "embedder")
             embed = RunEmbedder.of(embedder, this_run, compute, config, report)
@@ -142,7 +145,7 @@ def run(
                 )
                 data = dataclasses.replace(data, training=training)
                 choice = _choose_chain(
-                    data, target, queries, gallery, embed, config,
+                    data, target, queries, gallery, embed, config, frozen=is_new,
                     features_in=_features_in(this_run, config), progress=report,
                 )  # fmt: skip
                 choice.save(this_run.folder / REFINEMENT)
@@ -158,23 +161,22 @@ def run(
                 )  # fmt: skip
             calibration = None
             if config.accept is not None:
-                is_tuned = tuned is not None and tuned.is_improved
                 frozen = functools.partial(embed.without_projection, role=FROZEN_ROLE)
                 if not chain.steps:
                     ranking = with_allowed_evidence(ranking, queries, gallery, config.refine_uses)
                 learned_on = data
-                if not is_tuned and Accept.parse(config.accept).file is None:
+                if is_new and Accept.parse(config.accept).file is None:
                     labelled = training_part(data.training, config.data, "--accept")
                     config, training = by_embeddings(
                         config, at_most(labelled, seed=config.seed), embed, [queries, gallery],
                         this_run,
                     )  # fmt: skip
                     learned_on = dataclasses.replace(data, training=training)
-                closed_form = ClosedForm.of(embedder, config, frozen) if is_tuned else None
+                closed_form = ClosedForm.of(embedder, config, frozen) if is_improved else None
                 calibration = calibration_for(
                     config, learned_on, target,
                     [closed_form or functools.partial(_for_calibration, embed)],
-                    tuned=is_tuned and closed_form is None,
+                    tuned=not is_new and closed_form is None,
                     rank=with_same_evidence(
                         ranking, ranked_by(chain, _features_in(this_run, config))
                     ),
@@ -334,6 +336,7 @@ def _choose_chain(
     embed: RunEmbedder,
     config: RunConfig,
     *,
+    frozen: bool,
     features_in: Path,
     progress: Progress | None,
 ) -> RefinementChoice:
@@ -342,7 +345,7 @@ def _choose_chain(
         training_part(data.training, config.data),
         config.training,
         target,
-        frozen=not is_trained(embed.runtime.embedder),
+        frozen=frozen,
         embed=lambda images: embed(images, VALIDATION),
         nearest_cosine=mean_nearest_cosine(queries.vectors, gallery.vectors, same_set=data.one_set),
         uses=config.refine_uses,
@@ -370,6 +373,7 @@ def _model_record(
     }
     earlier = dict(embedder.origin.training or {})  # recorded in the embedder's folder
     earlier.pop("validation", None)  # a key of its own in the result file
+    earlier.pop("trained_on", None)
     if tuned is None:
         training = earlier
     elif tuned.is_improved:

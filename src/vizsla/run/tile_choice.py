@@ -5,6 +5,7 @@ logged before.
 """
 
 import copy
+import dataclasses
 import logging
 import tempfile
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from vizsla.options import ModelChoice, TuneConfig
 from vizsla.progress import Report
 from vizsla.run.config import TILES, RunConfig
 from vizsla.run.embedding import TILED, RunEmbedder
-from vizsla.run.validate_on import held_out_from, is_trained
+from vizsla.run.validate_on import UNKNOWN, held_out_before
 from vizsla.workspace import Run
 
 log = logging.getLogger("vizsla.run")
@@ -64,8 +65,12 @@ def embedder_with_chosen_tiles(
                 kept=False,
             )  # fmt: skip
 
-        config = TuneConfig(validate_on=safer_kind(images.labels or []), seed=seed)
-        found = _chosen(images, config, None, frozen=True, embed=vectors)
+        earlier = held_out_before(embedder.origin, images)
+        if earlier is None:
+            log.warning(UNKNOWN, embedder.name)
+        kind = safer_kind(images.labels or [])
+        config = TuneConfig(**{"validate_on": kind, "seed": seed, **(earlier or {})})
+        found = _chosen(images, config, None, frozen=earlier == {}, embed=vectors)
     return embedder if found is None else embedder.with_tiles(found.tiles)
 
 
@@ -77,9 +82,11 @@ def chosen_in_run(
     compute: Compute,
     config: RunConfig,
     progress: Report | None,
+    *,
+    frozen: bool,
 ) -> tuple[Embedder, TileChoice | None]:
     """As `embedder_with_chosen_tiles` for a run, on its training images; the choice is kept in the
-    run's folder."""
+    run's folder. frozen: the model was trained on none of these."""
     if config.tiles != AUTO:
         return embedder, None
     embedder = embedder.with_tiles(NONE)
@@ -91,14 +98,11 @@ def chosen_in_run(
         return embedder, None
     tuning = config.training
     if tuning.validate_on == AUTO:
-        tuning = TuneConfig.from_options(
-            {**(config.validating or {}), "validate_on": safer_kind(images.labels or []),
-             "seed": config.seed, **held_out_from(embedder.origin, images.labels or [])}
-        )  # fmt: skip
+        kind = safer_kind(images.labels or [])
+        tuning = dataclasses.replace(tuning, validate_on=kind)
     embed_images = RunEmbedder.of(embedded, this_run, compute, config, progress)
     found = _chosen(
-        images, tuning, target, frozen=config.tuning is None and not is_trained(embedder),
-        embed=lambda some: embed_images(some, TILED[-1]),
+        images, tuning, target, frozen=frozen, embed=lambda some: embed_images(some, TILED[-1]),
     )  # fmt: skip
     if found is None:
         return embedder, None

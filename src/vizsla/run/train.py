@@ -22,11 +22,11 @@ from vizsla.notebook import Shown, Summary
 from vizsla.options import TrainConfig
 from vizsla.output import charts
 from vizsla.progress import reporting
-from vizsla.run.config import RunConfig, check_compute
+from vizsla.run.config import DOMAINS, RunConfig, check_compute
 from vizsla.run.embedding import Progress
 from vizsla.run.inputs import open_folders, training_images
 from vizsla.run.teaching import VECTORS, teacher_of
-from vizsla.run.validate_on import before_training
+from vizsla.run.validate_on import as_held_out_before, before_training, keep_assigned_domains
 from vizsla.train.batch_gradient import Processes, open_processes
 from vizsla.train.frozen_vectors import FEATURES, PART
 from vizsla.train.job import WITHOUT_EFFECT, training_compute
@@ -107,8 +107,9 @@ def train(
     with reporting(progress) as report:
         compute = training_compute(config.training)
         test = _test_images(config)
-        config, with_domains = before_training(config, images, test, embedder, compute, report)
-    images = training_part(with_domains, config.data)
+        config, known, _ = as_held_out_before(config, images, target, embedder)
+        config, known = before_training(config, known, test, embedder, compute, report)
+    images = training_part(known, config.data)
     settings = _settings(images, embedder, target, config)
     found = None if overwrite or processes.rank > 0 else finished(out)
     differing = found.differing(settings) if found else []
@@ -130,6 +131,7 @@ def train(
         result = tune_images(images, embedder, out, target, config, report, processes=processes)
     if processes.rank > 0:
         return None
+    keep_assigned_domains(out, images)
     content = {
         "form": FORM, "model_id": result.embedder.model_id, "settings": settings,
         "result": result.record(), "text": result.text(),
@@ -229,6 +231,7 @@ def _clear(out: Path, processes: Processes) -> None:
     if processes.rank == 0:
         with storage.locked(out):
             storage.remove(out / FINISHED)
+            storage.remove(out / DOMAINS)
             for part in (*PARTS, FEATURES, PART, VECTORS):
                 if part != "embedder":
                     shutil.rmtree(out / part, ignore_errors=True)

@@ -273,8 +273,11 @@ class TrainResult(Shown):
         """Whether the weights of the network itself are other ones, not only a projection."""
         return self.is_finetuned and not self.kept.name.startswith(HEAD)
 
-    def origin(self, before: Origin, *, images: int, options: dict[str, Any]) -> Origin:
-        """The origin of the kept embedder. before: of the embedder that was trained."""
+    def origin(
+        self, before: Origin, *, images: int, options: dict[str, Any], trained_on: str
+    ) -> Origin:
+        """The origin of the kept embedder. before: of the embedder that was trained. trained_on:
+        see `data.fingerprint.name_sample`."""
         if not self.is_improved:
             return before
         earlier = before.training or {}
@@ -289,6 +292,7 @@ class TrainResult(Shown):
             facts["is_finetuned"] = bool(before.is_finetuned)
         if earlier:
             options = {**options, "before": earlier["options"]}
+        samples = earlier.get("trained_on", [None]) if earlier else []
         return dataclasses.replace(
             before,
             training={
@@ -297,6 +301,7 @@ class TrainResult(Shown):
                 "num_classes": self.num_classes,
                 "images": images,
                 "options": options,
+                "trained_on": [*samples, trained_on],
                 "validation": self.validation.record() if self.validation else None,
             },
         )

@@ -19,9 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from vizsla import storage
+from vizsla.data.fingerprint import name_sample
 from vizsla.data.imageset import ImageSet
 from vizsla.data.label_sets import distinct_labels
-from vizsla.data.splits import Target, class_codes, held_out, label_warnings
+from vizsla.data.splits import (
+    AUTO,
+    SPLITTING,
+    Target,
+    class_codes,
+    held_out,
+    label_warnings,
+    safer_kind,
+)
 from vizsla.embed.auto_compute import fastest_runtime
 from vizsla.embed.compute import Compute
 from vizsla.embed.converted_runtimes import installed
@@ -89,6 +98,8 @@ def fine_tune(
     """
     budget = Budget(None if config.replay else config.budget, clock=clock)
     # 1. Hold out a part of the images.
+    if config.validate_on == AUTO:
+        config = dataclasses.replace(config, validate_on=safer_kind(images.labels or []))
     parts = held_out(images, config, target)
     log.info(
         "training on %d images; %d held out (%s), %d draws of %d queries and %d gallery images",
@@ -120,7 +131,7 @@ def fine_tune(
     )
     result.validated_on = validation.record()
     result.embedder.origin = result.origin(
-        origin, images=len(chosen), options=options_given(config)
+        origin, images=len(chosen), options=options_given(config), trained_on=name_sample(chosen)
     )
     if processes is None or processes.rank == 0:
         result.embedder.save_origin(result.folder / "embedder")
@@ -372,11 +383,12 @@ def require_classes(images: ImageSet) -> None:
 
 
 def options_given(config: TuneConfig) -> dict[str, Any]:
-    """The options that decide a training: `finetune`, `loss`, and others that are not defaults."""
+    """The options that decide a training: `finetune`, `loss`, what decides which images are held
+    out, and others that are not the defaults with this `validate_on`."""
     defaults = TuneConfig.from_options({"validate_on": config.validate_on})
     return {
         name: value
         for name, value in dataclasses.asdict(config).items()
-        if name in ("finetune", "loss")
+        if name in ("finetune", "loss", *SPLITTING)
         or (name not in COMPUTE_OPTIONS and value != getattr(defaults, name))
     }

@@ -43,9 +43,15 @@ from vizsla.run.best.journal import (
 )
 from vizsla.run.best.result import BestResult, finished
 from vizsla.run.config import DOMAINS, RunConfig
-from vizsla.run.inputs import folders_of
+from vizsla.run.inputs import folders_of, with_domains
 from vizsla.run.pipeline import run
-from vizsla.run.validate_on import before_training, held_out_from, keep_assigned_domains
+from vizsla.run.validate_on import (
+    UNKNOWN,
+    before_training,
+    domains_beside,
+    held_out_before,
+    keep_assigned_domains,
+)
 from vizsla.train.optimizer import suits_adapters
 from vizsla.workspace import Run, is_run
 
@@ -176,7 +182,7 @@ class _Search:
         self.config, self.so_far = config, so_far
         self.held, self.journal = so_far.held, so_far.journal
         self.held_out = ""  # what images the choices were made on, in words
-        self.held_out_from: dict[str, Any] = {}  # options of the training of a given model
+        self.held_out_before: dict[str, Any] = {}  # options of the training of a given model
 
     def all_steps(self) -> None:
         """All steps, from cheap to expensive, until the time is spent."""
@@ -248,22 +254,35 @@ class _Search:
         return [Network(model, weight) for model, weight in known]
 
     def _with_one_split(self, networks: Sequence[Network]) -> list[Network]:
-        """Without models whose training has seen what is held out: that is, what the training of
-        the first model that had one has held out."""
-        images, found = self.held.data.training, []
+        """Without models that were trained on what is held out, or may have been: that is, what the
+        training of the first model held out which was trained on some of these images."""
+        data, left_out = self.held.data, []
         for network in networks:
-            folder, own = Path(network.model), {}
-            if images and folder.is_dir():
-                written = read_config(folder / "embedder" if is_run(folder) else folder)
-                own = held_out_from(Origin(**written.get("origin") or {}), images.labels or [])
-            if own and self.held_out_from not in ({}, own):
-                log.warning("%s is left out: its training held out other images", network)
-                verdict = "trained on what is held out"
-                self.so_far.skipped.append(Step("frozen", str(network), verdict=verdict))
+            folder = Path(network.model)
+            if not data.training or not folder.is_dir():
                 continue
-            self.held_out_from = self.held_out_from or own
-            found.append(network)
-        return found
+            folder = folder / "embedder" if is_run(folder) else folder
+            domains = domains_beside(folder)
+            images = with_domains(data.training, domains) if domains else data.training
+            own = held_out_before(
+                Origin(**read_config(folder).get("origin") or {}), images,
+                target_of(data.query, data.gallery),
+                {**(self.so_far.shared.validating or {}), **self.held_out_before},
+            )  # fmt: skip
+            if own is None or (own and self.held_out_before not in ({}, own)):
+                left_out.append(network)
+            elif own and not self.held_out_before:
+                self.held_out_before = own
+                self.held.data = dataclasses.replace(data, training=images)
+        if len(left_out) == len(networks):  # they are compared with each other
+            log.warning(UNKNOWN, ", ".join(map(str, networks)))
+            return list(networks)
+        for network in left_out:
+            log.warning("%s is left out: it was, or may have been, trained on images that are held "
+                        "out here", network)  # fmt: skip
+            step = Step("frozen", str(network), verdict="trained on what is held out")
+            self.so_far.skipped.append(step)
+        return [network for network in networks if network not in left_out]
 
     def _start(self, first: Network) -> None:
         """A complete run of the first model, and the images that all others are compared on."""
@@ -295,7 +314,7 @@ class _Search:
         assert images is not None
         known = self.journal.known.get("validating")
         if known is None:
-            asked = {**(self.so_far.shared.validating or {}), **self.held_out_from}
+            asked = {**(self.so_far.shared.validating or {}), **self.held_out_before}
             config = self.so_far.config_of(
                 first, tuning={**asked, "finetune": "head"}, validating=None
             )
