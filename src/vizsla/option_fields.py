@@ -103,7 +103,7 @@ def seconds(text: str | float) -> float:
         return float(text)
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
     if not match or float(match[1]) <= 0:
-        raise UsageError(f"--budget {text!r}: write a time such as 90s, 30m or 1.5h")
+        raise UsageError(f"--budget {text!r}: write a time above 0, such as 90s, 30m or 1.5h")
     number, unit = match.groups()
     if not unit:
         raise UsageError(

@@ -832,9 +832,11 @@ def test_the_same_command_ends_well_when_its_time_is_used_up(
 ) -> None:
     first = best(config(tinted, tmp_path))
     assert "head" in {step.stage for step in first.steps}
-    monkeypatch.setattr(Journal, "spent", lambda self: 99.0)
-    again = best(config(tinted, tmp_path))
-    assert (again.run, again.candidate) == (first.run, first.candidate)
+    for spent in (99.0, 500.0):
+        monkeypatch.setattr(Journal, "spent", lambda self, spent=spent: spent)
+        again = best(config(tinted, tmp_path))
+        assert (again.run, again.candidate) == (first.run, first.candidate)
+        assert again.held_out == first.held_out
 
 
 def test_a_step_ends_when_its_time_is_over(tmp_path: Path) -> None:

@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from vizsla.run.config import RunConfig
     from vizsla.run.finish import RunResult
     from vizsla.run.sweep import SweepResult
+    from vizsla.search.ranking import Ranking
 
 
+SHOWN = 10  # queries without an accepted match that are named
 SHARED = ("device", "workers", "max_pixels", "seed")  # by a run and its training
 NOT_SWEPT = (  # by `sweep`, or by options of its own
     "model", "weights", "pooling", "interpolation", "framing", "views", "tiles", "whiten", "dim",
@@ -184,7 +186,7 @@ def _print_run(result: "RunResult", *, joins: bool = False) -> None:
         what += [f"queries by {items['query_group']}"] if "query_group" in items else []
         typer.echo(f"\nby item ({', '.join(what)}):\n{result.item_scores.text()}\n")
     if result.calibration is not None:
-        typer.echo("\n".join(["", *result.calibration.lines(), ""]))
+        typer.echo("\n".join(["", *result.calibration.lines(), *_answered(result.ranking), ""]))
     typer.echo(f"metrics     {result.result_path}")
     typer.echo(f"submission  {result.submission_path}")
     if result.figure_paths:
@@ -192,6 +194,19 @@ def _print_run(result: "RunResult", *, joins: bool = False) -> None:
         drawn = "1 query" if count == 1 else f"{count} queries"
         typer.echo(f"figures     {result.figure_paths[0].parent} ({drawn})")
     typer.echo(f"run         {result.run.folder}")
+
+
+def _answered(ranking: "Ranking") -> list[str]:
+    """How many queries have an accepted match, and the first ones that have none."""
+    if ranking.accepted is None or not ranking.accepted.any():
+        return []
+    accepted = zip(ranking.queries, ranking.accepted, strict=True)
+    without = [query for query, count in accepted if count == 0]
+    text = f"{len(ranking) - len(without)} of {len(ranking)} queries have an accepted match"
+    if without:
+        more = "" if len(without) <= SHOWN else f" and {len(without) - SHOWN} others"
+        text += f"; perhaps not in the gallery: {', '.join(without[:SHOWN])}{more}"
+    return textwrap.wrap(text, 80, break_on_hyphens=False, break_long_words=False)
 
 
 @dataclass(frozen=True, kw_only=True)

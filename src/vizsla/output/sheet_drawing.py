@@ -104,9 +104,9 @@ def draw_sheet(
 
 def _draw_absent(draw: ImageDraw.ImageDraw, nearest: Picture, at: tuple[int, int]) -> None:
     """What stands in place of results that are not accepted."""
-    draw.text(at, "Not in the gallery.", INK, font_of(20, bold=True))
+    draw.text(at, "Perhaps not in the gallery.", INK, font_of(20, bold=True))
     chance = "" if nearest.probability is None else f": {100 * nearest.probability:.0f} % sure"
-    lines = ["No image is surely the same.", f"The nearest{chance}",
+    lines = ["No match is sure enough.", f"The nearest{chance}",
              shortened(PurePosixPath(nearest.name).name, font_of(15), QUERY_BOX)]  # fmt: skip
     for i, line in enumerate(lines):
         draw.text((at[0], at[1] + 36 + 22 * i), line, GREY, font_of(15))

@@ -195,13 +195,16 @@ class _Search:
             self.held_out = str(error)
             return
         except TimeIsUp:
+            self.held_out = self.journal.known.get("held out", "")
+            if self.held_out:
+                return
             minutes = math.ceil(2 * self.journal.spent() / 60)
             self.held_out = (
                 f"it took the whole budget; with --budget {minutes}m others would be compared with "
                 "it"
             )
             return
-        self.held_out = self.held.on.description()
+        self.held_out = self.journal.known["held out"] = self.held.on.description()
         networks = self._framed(networks)
         if self._head_gains_early(networks[0]):
             self._head()
