@@ -1,3 +1,4 @@
+import dataclasses
 import importlib
 import io
 import json
@@ -12,15 +13,17 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from vizsla.cli.console import TerminalHandler
 from vizsla.cli.main import FILES, app, main
-from vizsla.cli.run import _better_runs
+from vizsla.cli.run import _better_runs, answered
 from vizsla.progress import ProgressShown, format_rate
 from vizsla.run.config import RunConfig
+from vizsla.search.ranking import Ranking
 
 VIZSLA = [str(Path(sys.executable).parent / "vizsla")]
 COMMANDS = sorted(name for names in FILES.values() for name in names)
@@ -373,3 +376,15 @@ def test_help_names_the_finetuning_that_runs(command: str, default: str) -> None
     output = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
     line = next(line for line in output.splitlines() if "--finetune" in line)
     assert f"[default: {default}]" in line
+
+
+def test_queries_without_a_sure_match_are_named() -> None:
+    queries = [f"q{i}.jpg" for i in range(14)]
+    ranking = Ranking(
+        queries, ["g.jpg"], np.zeros((14, 1), np.int64), np.ones((14, 1)), 1,
+        accepted=np.array([1, 1, *[0] * 12]),
+    )  # fmt: skip
+    text = " ".join(answered(ranking))
+    assert text.startswith("2 of 14 queries have an accepted match; perhaps not in the gallery: q2")
+    assert text.endswith("q11.jpg and 2 others")
+    assert not answered(dataclasses.replace(ranking, accepted=np.zeros(14, np.int64)))

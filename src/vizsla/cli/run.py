@@ -186,7 +186,7 @@ def _print_run(result: "RunResult", *, joins: bool = False) -> None:
         what += [f"queries by {items['query_group']}"] if "query_group" in items else []
         typer.echo(f"\nby item ({', '.join(what)}):\n{result.item_scores.text()}\n")
     if result.calibration is not None:
-        typer.echo("\n".join(["", *result.calibration.lines(), *_answered(result.ranking), ""]))
+        typer.echo("\n".join(["", *result.calibration.lines(), *answered(result.ranking), ""]))
     typer.echo(f"metrics     {result.result_path}")
     typer.echo(f"submission  {result.submission_path}")
     if result.figure_paths:
@@ -196,7 +196,7 @@ def _print_run(result: "RunResult", *, joins: bool = False) -> None:
     typer.echo(f"run         {result.run.folder}")
 
 
-def _answered(ranking: "Ranking") -> list[str]:
+def answered(ranking: "Ranking") -> list[str]:
     """How many queries have an accepted match, and the first ones that have none."""
     if ranking.accepted is None or not ranking.accepted.any():
         return []
