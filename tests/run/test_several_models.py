@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from typer.testing import CliRunner
 
 from vizsla import storage
@@ -21,7 +22,9 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.projected import fitted_projection, projected, projection_makers
 from vizsla.errors import DataError, ModelError, UsageError
 from vizsla.model.closed_forms import closed_forms
+from vizsla.model.open_model import load_embedder
 from vizsla.model.projection import load_projection, project
+from vizsla.options import ModelChoice
 from vizsla.run import fused_runs, several_models
 from vizsla.run.config import RunConfig
 from vizsla.run.finish import RunResult
@@ -110,9 +113,28 @@ def test_new_vectors_are_ranked_as_the_joint_run_ranked(joint: RunResult) -> Non
     assert members_of(joint.members[0].run.folder)[0] == []
 
 
-def test_search_names_the_runs_of_a_joint_run(joint: RunResult, tinted: Path) -> None:
-    with pytest.raises(UsageError, match=f"run of 2 models: .*{joint.members[0].run.id}, "):
-        search(joint.run.folder, tinted / "test" / "query")
+def test_a_joint_run_is_searched_by_all_of_its_models(joint: RunResult, tinted: Path) -> None:
+    run, queries = joint.run.folder, tinted / "test" / "query"
+    alike = [exact.rank(*map(Member.of(one.run.folder).embeddings, ("query", "gallery")))
+             for one in joint.members]  # fmt: skip
+    weights = joint.record["fusion"]["weights"]
+    expected = fused(alike, weights=weights).to_lists(5)
+    found = search(run, queries, top_k=5)
+    assert found.to_lists() == expected and found.origin["searched_as"] == "zscore"
+    names = [queries / name for name in found.queries]
+    pictures = [Image.open(name) for name in names]
+    stored = Embeddings.open(run / "embeddings" / "query")
+    for given, atol in (([str(name) for name in names], 1e-4), (stored, 1e-4), (pictures, 3e-3)):
+        np.testing.assert_allclose(search(run, given, top_k=5).scores, found.scores, atol=atol)
+    for options, message in (
+        ({"model": "tiny"}, "is searched by its 2 models: leave out model and"),
+        ({"query_tiles": "1+2x2"}, "2 models, which see whole queries: leave out query_tiles"),
+        ({"refine": "aqe"}, "was fused by zscore: leave it out, or fuse the runs by concat"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            search(run, queries, **options)
+    with pytest.raises(UsageError, match=f"run of 2 models: give .*{joint.members[0].run.id}, "):
+        load_embedder(ModelChoice(model=str(run)))
 
 
 def test_a_joint_run_is_repeated(joint: RunResult) -> None:

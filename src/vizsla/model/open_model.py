@@ -10,7 +10,7 @@ from vizsla.data.splits import AUTO
 from vizsla.errors import DataError, UsageError, VizslaError
 from vizsla.model.embedder import Embedder
 from vizsla.options import ModelChoice
-from vizsla.workspace import is_run
+from vizsla.workspace import is_run, open_run
 
 
 def load_embedder(choice: ModelChoice, *, seed: int = 0, tiles_later: bool = False) -> Embedder:
@@ -41,7 +41,7 @@ def load_embedder(choice: ModelChoice, *, seed: int = 0, tiles_later: bool = Fal
     elif choice.interpolation or choice.framing:
         raise UsageError(f"{folder} is a saved embedder: leave out --interpolation and --framing")
     else:
-        embedder = Embedder.load(folder / "embedder" if is_run(folder) else folder)
+        embedder = Embedder.load(embedder_folder(folder))
     if choice.interpolation is not None:
         if choice.interpolation not in INTERPOLATIONS:
             raise UsageError(
@@ -53,6 +53,21 @@ def load_embedder(choice: ModelChoice, *, seed: int = 0, tiles_later: bool = Fal
     if choice.views is not None:
         embedder = embedder.with_views(choice.views)
     return embedder if choice.tiles in (None, AUTO) else embedder.with_tiles(choice.tiles)
+
+
+def embedder_folder(model: str | Path) -> Path:
+    """The folder of a saved embedder, which may be that in a run. UsageError: the run is one of
+    several models."""
+    folder = Path(model)
+    if not is_run(folder):
+        return folder
+    run = open_run(folder)
+    if members := run.config.get("members"):
+        names = ", ".join(str(dataclasses.replace(run, id=one["run"]).folder) for one in members)
+        raise UsageError(
+            f"{folder} is a run of {len(members)} models: give the run of one of them, {names}"
+        )
+    return folder / "embedder"
 
 
 def is_chosen(choice: ModelChoice) -> bool:

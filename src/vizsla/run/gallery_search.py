@@ -30,6 +30,8 @@ from vizsla.options import ComputeChoice, ModelChoice, SearchOptions
 from vizsla.progress import LOADING, Report, waiting
 from vizsla.run.accept_items import calibration_of_items, learns_from_items
 from vizsla.run.accepting import Accept
+from vizsla.run.joint_search import JointSearch
+from vizsla.run.members import Member
 from vizsla.run.query_images import embedded_images
 from vizsla.run.validate_on import validate_on_by_vectors
 from vizsla.score.calibration import Calibration
@@ -44,12 +46,12 @@ from vizsla.search.index_files import is_index
 from vizsla.search.items import items_of, joined_rankings, joined_vectors, mean_lengths
 from vizsla.search.knn_graph import GraphFolder, Keeper
 from vizsla.search.milvus_index import is_milvus
-from vizsla.search.queries import QueryEncoder, encoded, is_text
+from vizsla.search.queries import QueryEncoder, encoded, images_and_texts, is_text
 from vizsla.search.query_tiles import require_plain_search
 from vizsla.search.ranking import Ranking
 from vizsla.search.results import regrouped
 from vizsla.search.verify import features_of_both, folder_of
-from vizsla.workspace import is_run, open_run
+from vizsla.workspace import is_run
 
 log = logging.getLogger("vizsla.search")
 
@@ -81,17 +83,24 @@ def search_gallery(
     condition = Filter.of(options.filter)
     device = resolve_compute(device=options.device).device
     _check_options(options)
-    named = gallery
+    named, joint = gallery, None
     if isinstance(gallery, str | Path) and is_run(gallery):
-        gallery, options = _gallery_and_model_of_run(gallery, options)
+        joint = JointSearch.of(gallery)
+        gallery, options = _gallery_and_model_of_run(gallery, options, joint)
     found, where = open_gallery(gallery, device), str(gallery)
     if condition is not None and isinstance(found, FolderIndex):
         condition.masks(found.attributes)  # what is misspelt is an error before the work
     calibration = _calibration(named, options, found, where)
-    query_set = embedded_queries(
-        queries, found, choice=options, seed=options.seed, device=device, progress=progress,
+    by_model = partial(
+        embedded_queries, queries, seed=options.seed, device=device, progress=progress,
         box=QueryBox.of(options.box), tiles=Tiles.of_query(options.query_tiles),
     )  # fmt: skip
+    if joint is None:
+        query_set = by_model(found, choice=options)
+    elif _are_vectors(queries):
+        query_set = joint.scaled(by_model(found, choice=options), vectors_of(found, where))
+    else:
+        query_set = _by_all_models(joint, by_model, vectors_of(found, where))
     chain, choice = chain_of(
         options.refine, options.refine_uses, options.learn_on, options.validate_on,
         optimise=options.optimise,
@@ -112,11 +121,13 @@ def search_gallery(
 
     def ranked(k: int, form: ResultForm) -> Ranking:
         if not chain.steps:
-            return found.search(
+            ranking = found.search(
                 query_set, k, condition, group_by=options.group_by if form.group_by else None,
                 per_group=form.per_group, group_score=form.group_score, diverse=form.diverse,
                 same_set=same_set, items=items, query_tiles=options.query_tiles,
             )  # fmt: skip
+            about = {} if joint is None else joint.origin
+            return dataclasses.replace(ranking, origin={**ranking.origin, **about})
         ranking = search_refined(
             found, where, query_set, chain, k if items is None else whole, condition,
             form=form if items is None else ResultForm(), same_set=same_set,
@@ -154,17 +165,31 @@ def _check_options(options: SearchOptions) -> None:
 
 
 def _gallery_and_model_of_run(
-    run: str | Path, options: SearchOptions
+    run: str | Path, options: SearchOptions, joint: JointSearch | None
 ) -> tuple[Path, SearchOptions]:
     """The gallery of a run, and the options with its model, which embeds queries, unless another
-    one was chosen."""
-    if members := open_run(run).config.get("members"):
+    one was chosen. joint: what it is searched by if it has several; UsageError for options that
+    these cannot follow."""
+    gallery = Path(run) / "embeddings" / "gallery"
+    if joint is None:
+        model = options.model if is_chosen(options) else str(run)
+        return gallery, dataclasses.replace(options, model=model)
+    if is_chosen(options):
         raise UsageError(
-            f"{run} is a run of {len(members)} models: `vizsla serve` searches it by all; "
-            f"here give the run of one, {', '.join(str(one['run']) for one in members)}"
+            f"{run} is searched by its {len(joint.members)} models: leave out --model and its "
+            "options, or give the run of one"
         )
-    model = options.model if is_chosen(options) else str(run)
-    return Path(run) / "embeddings" / "gallery", dataclasses.replace(options, model=model)
+    if options.query_tiles is not None:
+        raise UsageError(
+            f"{run} is searched by {len(joint.members)} models, which see whole queries: leave out "
+            "--query-tiles, or give the run of one"
+        )
+    if options.refine != "none" and joint.origin:
+        raise UsageError(
+            f"--refine needs one vector of each image, and {run} was fused by "
+            f"{joint.fusion.method}: leave it out, or fuse the runs by concat"
+        )
+    return gallery, options
 
 
 def _calibration(
@@ -334,6 +359,28 @@ def embedded_queries(
         names = dict.fromkeys(path.as_posix() for path in paths)
         images = ImageSet(Path(), sorted(names, key=str.encode))
     return embedded_images(images, embedder, device=device, progress=progress, box=box, tiles=tiles)
+
+
+def _by_all_models(
+    joint: JointSearch, embed: Callable[..., Embeddings], gallery: Embeddings
+) -> Embeddings:
+    """Queries by all models of a joint run, as they are compared with its gallery. embed: gives
+    them by the model of a gallery."""
+    joint.log_how()
+
+    def by_model_of(member: Member) -> Embeddings:
+        own = in_memory(member.embeddings("gallery"))
+        return embed(own, choice=ModelChoice(model=str(member.run.folder)))
+
+    return joint.queries(by_model_of, gallery)
+
+
+def _are_vectors(queries: Any) -> bool:
+    """Whether no model is needed for these queries."""
+    paths = _paths(queries)
+    if paths is not None:
+        return is_embeddings(paths[0])
+    return isinstance(queries, Embeddings) or images_and_texts(queries) is None
 
 
 def _paths(queries: Any) -> list[Path] | None:

@@ -57,7 +57,7 @@ class QueryEncoder:
         """(Q, D). embedder: used in place of the recorded one; it must be the same model.
 
         box: the part of each image that counts. tiles: of which images get a vector each."""
-        items = None if isinstance(queries, Embeddings) else _items(queries)
+        items = None if isinstance(queries, Embeddings) else images_and_texts(queries)
         if box is not None and items is None:
             raise UsageError(f"box {box} is a part of an image, but the queries are vectors")
         if isinstance(queries, Embeddings):
@@ -143,7 +143,7 @@ def _named(items: Sequence[Any]) -> tuple[Path | None, list[str]]:
     return root if len(files) == len(items) else None, list(ids)
 
 
-def _items(queries: Any) -> list[Any] | None:
+def images_and_texts(queries: Any) -> list[Any] | None:
     """Images and texts as a list; None for vectors. UsageError for anything else."""
     if isinstance(queries, str | os.PathLike | Image.Image):
         return [queries]

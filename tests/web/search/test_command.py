@@ -153,6 +153,7 @@ def test_a_run_of_several_models_is_searched_by_its_fusion(
     method: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    from vizsla.run.functions import search
     from vizsla.run.fused_runs import FusionConfig
     from vizsla.run.several_models import run_models
 
@@ -166,9 +167,11 @@ def test_a_run_of_several_models_is_searched_by_its_fusion(
         orders = []
         for name in done.ranking.queries:
             (upload,) = engine.upload([(home / "data/test/query" / name).read_bytes()])
-            search = SearchRequest(query=(upload.name,), k=len(engine.gallery))
-            orders.append([one.id for one in engine.answer(search).results])
+            request = SearchRequest(query=(upload.name,), k=len(engine.gallery))
+            orders.append([one.id for one in engine.answer(request).results])
         rows = [done.ranking.row(i) for i in range(len(done.ranking))]
+    found = search(done.run.folder, home / "data/test/query", top_k=len(done.ranking.gallery))
+    assert [found.row(i) for i in range(len(found))] == orders  # as the server answers
     if method == "rrf":
         assert "the run was fused by rrf, and searches" in caplog.text and orders != rows
     else:

@@ -39,16 +39,16 @@ from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, ModelError, UsageError, VizslaError
 from vizsla.model.open_model import load_embedder, recorded_embedder
 from vizsla.options import DEFAULT_BACKBONE, GalleryOptions
-from vizsla.run import finished_run, fused_runs
+from vizsla.run import finished_run
 from vizsla.run.accept_items import calibration_of_items, learns_from_items
 from vizsla.run.accepting import Accept
 from vizsla.run.config import recorded_config
-from vizsla.run.members import Member
+from vizsla.run.joint_search import JointSearch
 from vizsla.score.calibration import Calibration
 from vizsla.search.folder_index import FolderIndex
 from vizsla.search.index_files import is_index, read_manifest
 from vizsla.web.search.facets import Columns, with_columns
-from vizsla.workspace import PROJECTION, is_run, open_run
+from vizsla.workspace import is_run, open_run
 
 if TYPE_CHECKING:
     from vizsla.web.search.decoder import Decoder
@@ -249,8 +249,7 @@ def prepare(
     source.check()
     kind = source.kind
     alone = kind != "run" or source.options.model is not None
-    members, fusion = ([], None) if alone else fused_runs.members_of(source.path)
-    fusion = fusion if members else None
+    joint = None if alone else JointSearch.of(source.path)
     model = source.options.model or (str(source.path) if kind == "run" else DEFAULT_BACKBONE)
 
     def report(done: int, total: int) -> None:
@@ -268,8 +267,8 @@ def prepare(
     index, temporary, columns = None, None, None
     served: Model | JointModel
     root: Path | None
-    if members and fusion:
-        served, embeddings, root = _joint(source, members, fusion, state.metrics.count_batch)
+    if joint is not None:
+        served, embeddings, root = _joint(source, joint, state.metrics.count_batch)
     elif source.options.model is None and source.recorded.model is not None:
         embedder = recorded_embedder(source.recorded.model, None, str(source.path))
     else:
@@ -288,10 +287,10 @@ def prepare(
                 embeddings = replace(embeddings, attributes=attributes)
             calibration = learned(embeddings)
     else:
-        if not members:
+        if joint is None:
             embeddings, root, compute = _embeddings(source, kind, embedder, report)
             _require_same_model(embeddings.model_id, embedder.model_id, source)
-        calibration = _for_searches(calibration, embeddings.model_id, fusion)
+        calibration = _for_searches(calibration, embeddings.model_id, joint)
         if learns:
             calibration = learned(embeddings)
         state.stage = "indexing"
@@ -300,7 +299,7 @@ def prepare(
     assert root is not None
     state.stage = "warming"
     decoder, gallery_decoder = decoders(source.options.max_pixels)
-    if not members:
+    if joint is None:
         served = Model(embedder, compute, on_batch=state.metrics.count_batch)
     engine = Engine(
         served,
@@ -322,42 +321,24 @@ def prepare(
 
 
 def _joint(
-    source: GallerySource,
-    members: Sequence[Member],
-    fusion: fused_runs.FusionConfig,
-    on_batch: Callable[[int], None],
+    source: GallerySource, joint: JointSearch, on_batch: Callable[[int], None]
 ) -> "tuple[JointModel, Embeddings, Path]":
     """The models of a joint run as one, the gallery's vectors with labels, and its folder."""
-    from vizsla.model.projection import load_projection
-    from vizsla.search.fusion import SPREADS
     from vizsla.web.search.batching_model import Model
     from vizsla.web.search.joint_model import JointModel
 
     embeddings, root, _ = _stored(source, "run")
-    weights = fused_runs.weights_of(fusion, len(members))
-    projection = None
-    if fusion.method == fused_runs.CONCAT and fusion.whiten != "none":
-        projection = load_projection(source.path / PROJECTION)
     models: list[Model] = []
-    for member in members:
+    for member in joint.members:
         embedder = load_embedder(replace(source.options, model=str(member.run.folder)))
         written = member.run.folder / "embeddings" / "gallery"
         compute = _compute(source, embedder, embeddings.ids, root, written)
         models.append(Model(embedder, compute, on_batch=None if models else on_batch))
-    names = ", ".join(f"{m.name} {w:.3g}" for m, w in zip(models, weights, strict=True))
-    if fusion.method in SPREADS:
-        log.info("searched by several models, fused by %s as the run was: %s", fusion.method, names)
-    elif fusion.method == fused_runs.CONCAT:
-        log.info("searched by the concatenated vectors of several models: %s", names)
-    else:
-        log.warning(
-            "the run was fused by %s, and searches go by the weighted mean of the models' cosines: "
-            "their order may differ from the run's: %s", fusion.method, names,
-        )  # fmt: skip
-    if any(member.chain.steps for member in members) or fusion.refine != "none":
-        log.warning("the run's ranking is also refined, which searches are not")
-    model_id = embeddings.model_id
-    return JointModel(models, weights, model_id, fusion.method, projection), embeddings, root
+    joint.log_how()
+    model = JointModel(
+        models, joint.weights, embeddings.model_id, joint.fusion.method, joint.projection
+    )
+    return model, embeddings, root
 
 
 def decoders(max_pixels: int) -> "tuple[Decoder, Decoder]":
@@ -385,16 +366,12 @@ def _require_same_model(vectors: str, model: str, source: GallerySource) -> None
 
 
 def _for_searches(
-    calibration: Calibration | None,
-    model_id: str,
-    fusion: fused_runs.FusionConfig | None = None,
+    calibration: Calibration | None, model_id: str, joint: JointSearch | None = None
 ) -> Calibration | None:
     """The calibration of the cosines that order results; DataError if it is for other scores."""
     if calibration is None:
         return None
-    is_concat = fusion is not None and fusion.method == fused_runs.CONCAT
-    searched_as = {} if fusion is None or is_concat else {"searched_as": fusion.method}
-    return calibration.for_scores_of({"model_id": model_id, **searched_as})
+    return calibration.for_scores_of({"model_id": model_id, **(joint.origin if joint else {})})
 
 
 def _compute(
