@@ -23,7 +23,7 @@ from vizsla.option_fields import (
 
 DEFAULT_BACKBONE = "efficientnet-lite0"  # its weights come with the package
 FINETUNES = ("none", "head", "last", "full", "lora")
-POOLINGS = ("gap", "gem", "max", "cls", "native")
+POOLINGS = ("gap", "gem", "max", "cls", "native", "stages")
 FRAMINGS = COVER, SQUASH = "cover", "squash"  # how much of an image a network sees
 WHITENINGS = ("none", "plain", "shrunk")
 FUSION_WHITENINGS = (  # the last ones use the training images' classes

@@ -80,8 +80,9 @@ def test_recorded_facts_are_true_and_every_pooling_runs(name: str) -> None:
         for pooling in backbone.poolings:
             if pooling == "cls" and spec.parameters > 1e8:
                 continue  # the same path as `features`
-            own = pooling in ("cls", "native")
-            found = getattr(backbone, pooling)(images) if own else POOLINGS[pooling]()(features)
+            own = pooling in ("cls", "native", "stages")
+            given = getattr(backbone, pooling)(images) if own else features
+            found = POOLINGS[pooling]()(given)
             assert found.shape == (2, backbone.dim(pooling)), pooling
     assert backbone.dim(spec.pooling) == spec.dim
     if spec.reads_text:
@@ -218,6 +219,15 @@ def test_another_tag_keeps_its_own_preprocessing() -> None:
     assert spec.pooling == BACKBONES["resnet18"].pooling
     assert spec.name == "timm:resnet18.a1_in1k"
     assert on_meta(spec.name).preprocess == Preprocess((224, 224), 235)
+
+
+def test_stages_are_of_convolutional_networks_of_timm() -> None:
+    for name, has_stages in (
+        ("efficientnet-lite0", True), ("timm:regnety_002", True), ("timm:resnet18.a1_in1k", True),
+        ("dinov2-s14", False), ("siglip2-b16", False), ("googlenet", False),
+        ("timm:crossvit_tiny_240", False), ("timm:vit_tiny_patch16_224", False),
+    ):  # fmt: skip
+        assert ("stages" in (resolve_backbone(name).poolings or ())) == has_stages, name
 
 
 def test_any_other_of_open_clip() -> None:

@@ -73,6 +73,9 @@ def test_poolings_differ() -> None:
     for a in range(3):
         for b in range(a):
             assert not torch.allclose(found[a], found[b], atol=1e-3)
+    staged = embed(tiny(pooling="stages"))
+    assert staged.shape[1] == tiny(pooling="stages").dim == 512 + 2 * (256 + 512)
+    torch.testing.assert_close(nn.functional.normalize(staged[:, :512], dim=1), found[0])
 
 
 def test_under_autocast_vectors_are_float32_of_length_one() -> None:

@@ -3,10 +3,18 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vizsla.errors import ModelError, UsageError
-from vizsla.model.pooling import POOLINGS, GeM, GlobalAverage, GlobalMax, check_pooling
+from vizsla.model.pooling import (
+    POOLINGS,
+    GeM,
+    GlobalAverage,
+    GlobalMax,
+    StageStatistics,
+    check_pooling,
+)
 
 
 @pytest.fixture
@@ -29,6 +37,21 @@ def test_tokens_are_pooled_as_the_map_they_came_from(name: str) -> None:
     tokens = features.flatten(2).transpose(1, 2)  # (4, 15, 8)
     assert pool(features).shape == (4, 8)
     assert torch.allclose(pool(features), pool(tokens))
+
+
+def test_stages_have_means_and_deviations_of_length_one() -> None:
+    final, stage = torch.rand(2, 3, 2, 2), torch.rand(2, 5, 4, 4)
+    found = POOLINGS["stages"]()([final, stage])
+    assert found.shape == (2, StageStatistics.dim(3, [5])) == (2, 13)
+    for part, expected, length in (
+        (found[:, :3], final.mean((2, 3)), 1),
+        (found[:, 3:8], stage.mean((2, 3)), 0.6),
+        (found[:, 8:], stage.flatten(2).std(2, correction=0), 0.6),
+    ):
+        torch.testing.assert_close(part, F.normalize(expected, dim=1) * length)
+    even = torch.ones(1, 5, 4, 4, requires_grad=True)  # deviation 0
+    POOLINGS["stages"]()([final[:1], even]).sum().backward()
+    assert even.grad is not None and even.grad.isfinite().all()
 
 
 def test_gem_lies_between_average_and_maximum() -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vizsla.errors import DataError, ModelError, UsageError
+from vizsla.model import projection
 from vizsla.model.closed_forms import closed_forms
 from vizsla.model.projection import (
     Projection,
@@ -106,6 +107,24 @@ def test_discriminants_keep_what_separates_classes() -> None:
     assert other > one + 0.05
     everything = discriminant(spread, shrinkage=0.6, rest=1.0)
     assert torch.allclose(everything.weight, white.weight, atol=1e-5)
+
+
+def test_a_head_of_long_vectors_is_that_of_their_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = clusters(dim=200)  # 120 vectors
+    every = closed_forms(x, LABELS)
+    monkeypatch.setattr(projection, "LONG", 150)
+    assert class_spread(x, LABELS).basis is not None
+    for name, head in closed_forms(x, LABELS).items():
+        assert (head.dim, every[name].dim) in ((200, 200), (120, 200), (126, 206)), name
+        found, whole = (cosines(one(torch.from_numpy(x)).detach()) for one in (head, every[name]))
+        if name == "centred":
+            assert torch.equal(found, whole)
+        gap = (found - whole).abs().mean()  # the mean variance is that of fewer directions
+        assert gap < 0.1 and separation(head(torch.from_numpy(x))) > 0.1, (name, gap)
+    exact = class_spread(x, LABELS)
+    unit = F.normalize(torch.from_numpy(x).double(), dim=1).numpy()
+    np.testing.assert_allclose(exact.basis @ exact.basis.T, np.eye(120), atol=1e-4)
+    np.testing.assert_allclose(unit @ exact.basis.T @ exact.basis, unit, atol=1e-4)
 
 
 def test_joined_vectors_mix_both_cosines() -> None:

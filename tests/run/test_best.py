@@ -196,14 +196,29 @@ def test_squashed_images_are_joined_as_long_as_they_gain(
     both = Candidate(networks, (0.5, 0.5), head="whitened 0.9")
     so_far.attempt("head", "of both", both)
     so_far.first = so_far.plain.trial  # type: ignore[union-attr]
-    assert search._look_again()
+    assert search._join_squashed()
     best_one = so_far.plain.candidate  # type: ignore[union-attr]
     squashed = [dataclasses.replace(network, framing="squash") for network in networks]
     assert best_one.networks == (*networks, *squashed[:count])
     assert best_one.weights == pytest.approx([1 / (2 + count)] * (2 + count))
     assert best_one.head == "whitened 0.9"
-    monkeypatch.setattr(searching, "LOOK_SHARE", -1.0)
-    assert not search._look_again()  # it would take too much of the budget
+    monkeypatch.setattr(searching, "SQUASHED_SHARE", -1.0)
+    assert not search._join_squashed()  # it would take too much of the budget
+
+
+@pytest.mark.parametrize("validate_on", ["seen-classes", "new-classes"])
+def test_networks_have_stages_under_a_head_of_seen_classes(
+    validate_on: str, tinted: Path, tmp_path: Path
+) -> None:
+    settings = config(tinted, tmp_path, validating={"validate_on": validate_on})
+    settings = dataclasses.replace(
+        settings, models=("tiny", MODELS["first"]), weights=("random", "pretrained")
+    )
+    done = best(settings)
+    heads = [step.name for step in done.steps if step.stage == "head"]
+    assert ("tiny (random) stages" in heads[0]) == (validate_on == "seen-classes"), heads
+    assert not any("first stages" in step.name for step in done.steps)  # it is an embedder
+    require_complete(done.run)
 
 
 def test_a_slow_first_model_is_not_tried_again_with_the_border_of_images(
@@ -373,9 +388,11 @@ def test_a_tuned_network_is_joined_and_re_ranked_before_larger_images(
         return dataclasses.replace(found, ap_values=found.ap_values + candidate.beside)
 
     monkeypatch.setattr(HeldOut, "trial", better_beside)
+    chosen = SimpleNamespace(chain="aqe(n=1)")  # what gains differs by processor
+    monkeypatch.setattr(HeldOut, "chosen_chain", lambda *_, **__: chosen)
     found = best(config(tinted, tmp_path))
     assert at_larger[at_larger.index("fine-tuned") :] == ["fine-tuned", "joined", "chain"]
-    assert found.candidate.beside_head == (tuned,) and found.candidate.chain != "none"
+    assert (found.candidate.beside_head, found.candidate.chain) == ((tuned,), "aqe(n=1)")
     require_complete(found.run)
 
 
@@ -524,7 +541,13 @@ def test_a_fine_tuning_that_sees_too_few_images_is_not_tried(
 def test_compare_shows_what_validation_said_of_each_run(
     tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(BestSoFar, "_is_kept", lambda self, tried: True)
+    trial = HeldOut.trial
+
+    def better_joined(self: HeldOut, candidate: Candidate, report: Any) -> Trial:
+        found = trial(self, candidate, report)
+        return dataclasses.replace(found, ap_values=found.ap_values + len(candidate.networks))
+
+    monkeypatch.setattr(HeldOut, "trial", better_joined)  # so that each model has a run of its own
     done = best(config(tinted, tmp_path))
     ranked = vizsla.compare([str(tmp_path / "results")])
     assert isinstance(ranked, RunTable)

@@ -15,17 +15,20 @@ from vizsla.errors import ModelError
 from vizsla.model import transformers_clip
 from vizsla.model.catalogue import WITH_CLS, BackboneSpec
 from vizsla.model.hub import load_tokeniser
+from vizsla.model.pooling import StageStatistics
 from vizsla.model.timm_networks import (
     check_patch,
     check_timm_size,
     convert_timm,
     resize_timm,
     size_of_grid,
+    stage_channels,
     timm_features,
     timm_network,
     timm_poolings,
     timm_preprocess,
     timm_size_in,
+    timm_stages,
 )
 from vizsla.model.weights import State
 
@@ -65,6 +68,10 @@ class Backbone(nn.Module):
 
     def native(self, images: Tensor) -> Tensor:
         """(B, native_dim): the vectors that the model's authors compare."""
+        raise NotImplementedError
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Maps (B, C, H, W): that of `features`, then those of the last stages."""
         raise NotImplementedError
 
     def encode_text(self, texts: list[str]) -> Tensor:
@@ -119,6 +126,16 @@ class TimmBackbone(Backbone):
     def cls(self, images: Tensor) -> Tensor:
         """(B, feature_dim): the CLS token of the last layer."""
         return timm_features(self.network, images)[1][:, 0]
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Maps (B, C, H, W): that of `features`, then those of the last stages."""
+        return timm_stages(self.network, images)
+
+    def dim(self, pooling: str) -> int:
+        """The length of the vectors of this pooling."""
+        if pooling == "stages":
+            return StageStatistics.dim(self.feature_dim, stage_channels(self.network))
+        return super().dim(pooling)
 
     def native(self, images: Tensor) -> Tensor:
         """(B, native_dim): the input of the network's classifier."""

@@ -15,7 +15,7 @@ from vizsla.model.backbones import (
 )
 from vizsla.model.catalogue import BackboneSpec, find_backbone
 from vizsla.model.hub import download
-from vizsla.model.timm_networks import timm_poolings
+from vizsla.model.timm_networks import timm_map_poolings, timm_poolings
 from vizsla.model.weights import load_state, seeded
 from vizsla.model.weights_file import read_state
 
@@ -105,4 +105,8 @@ def _working_poolings(backbone: TimmBackbone, images: Tensor) -> tuple[str, ...]
         return ("native",)
     features = backbone.features(images)
     width = features.shape[1] if features.ndim == 4 else features.shape[2]
-    return timm_poolings(backbone.network) if width == backbone.feature_dim else ("native",)
+    if width != backbone.feature_dim:
+        return ("native",)
+    if features.ndim == 4:
+        return timm_map_poolings(backbone.network, images)
+    return timm_poolings(backbone.network)

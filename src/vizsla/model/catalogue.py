@@ -11,7 +11,8 @@ from typing import Any
 
 from vizsla.errors import UsageError
 
-NO_CLS = ("gap", "gem", "max", "native")  # convolutional networks, and SigLIP
+NO_CLS = ("gap", "gem", "max", "native")  # GoogLeNet and SigLIP
+WITH_STAGES = (*NO_CLS, "stages")  # timm's convolutional networks
 WITH_CLS = ("gap", "gem", "max", "cls", "native")
 OPEN_FORMS = "timm:NAME or openclip:ARCH/TAG"
 
@@ -154,6 +155,7 @@ def _spec_of_row(line: str) -> BackboneSpec:
     clip = library == "openclip"
     architecture, _, tag = rest.partition("/" if clip else ".")
     has_cls = "SigLIP" not in architecture if clip else architecture.startswith("vit")
+    without_cls = WITH_STAGES if library == "timm" else NO_CLS
     return BackboneSpec(
         name,
         library,
@@ -163,7 +165,7 @@ def _spec_of_row(line: str) -> BackboneSpec:
         int(dim),
         int(parameters),
         int(image_size),
-        WITH_CLS if has_cls else NO_CLS,
+        WITH_CLS if has_cls else without_cls,
         licence,
         reads_text=clip,
         # timm's DINOv2 has 518 pixels, the size of its last training phase: over five times the

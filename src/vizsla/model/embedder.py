@@ -134,6 +134,8 @@ class Embedder(nn.Module):
                 pooled.append(self.backbone.native(view))
             elif self.pooling == "cls":
                 pooled.append(self.backbone.cls(view))
+            elif self.pooling == "stages":
+                pooled.append(self.pool(self.backbone.stages(view)))
             else:
                 pooled.append(self.pool(self.backbone.features(view)))
         if self.views is None:

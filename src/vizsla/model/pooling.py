@@ -1,12 +1,13 @@
 """Feature maps or tokens → one vector for each image. Knows nothing of the networks.
 
-Every pooling takes a map (B, C, H, W) or tokens (B, T, C) and computes in float32: a sum of
-cubes over a map exceeds the range of fp16.
+Every pooling takes a map (B, C, H, W), several of them, or tokens (B, T, C), and computes in
+float32: a sum of cubes over a map exceeds the range of fp16.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vizsla.errors import ModelError, UsageError
@@ -63,6 +64,32 @@ class GeM(nn.Module):
         return mean.pow(1 / p) * largest[:, 0]
 
 
+class StageStatistics(nn.Module):
+    """The mean over a network's map, and means and standard deviations over maps of its stages.
+
+    Each is made a vector of length 1; those of stages count SHARE times as much as the first. Under
+    a head of known classes earlier stages say what the last one has forgotten (Evci et al., 2022);
+    compared as they are, they blur what it says.
+    """
+
+    SHARE = 0.6
+
+    @staticmethod
+    def dim(channels: int, of_stages: Sequence[int]) -> int:
+        """The length of the vectors, from the channels of the map and of those of stages."""
+        return channels + 2 * sum(of_stages)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """(B, C + 2 · the stages' channels) float32 from maps (B, C, H, W), the network's first."""
+        parts = [F.normalize(as_tokens(maps[0]).mean(1), dim=1)]
+        for stage in maps[1:]:
+            tokens = as_tokens(stage)  # (B, T, C)
+            mean = tokens.mean(1)
+            deviation = ((tokens - mean[:, None]) ** 2).mean(1).clamp(min=1e-10).sqrt()
+            parts += [F.normalize(one, dim=1) * self.SHARE for one in (mean, deviation)]
+        return torch.cat(parts, dim=1)
+
+
 # `cls` and `native` vectors come from the network itself, already pooled.
 POOLINGS: dict[str, Callable[[], nn.Module]] = {
     "gap": GlobalAverage,
@@ -70,6 +97,7 @@ POOLINGS: dict[str, Callable[[], nn.Module]] = {
     "max": GlobalMax,
     "cls": nn.Identity,
     "native": nn.Identity,
+    "stages": StageStatistics,
 }
 
 

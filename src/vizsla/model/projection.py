@@ -21,6 +21,7 @@ FORM, CHAINED, WITH_CLASSES, BESIDE = "linear", "chained", "with classes", "besi
 WHITENINGS = ("none", "plain", "shrunk")
 AnyProjection = nn.Module  # any class of this file
 ROWS = 8_192  # that are projected at a time
+LONG = 4_096  # numbers of a vector, above which a head only looks at the span of its vectors
 
 
 class Projection(nn.Module):
@@ -307,13 +308,15 @@ class ClassSpread:
     """The spread of unit vectors within classes and between them.
 
     mean: (C,). within: (C, C), the covariance within classes. centers: (classes, C), class means
-    minus `mean`. shares: (classes, 1), of the vectors.
+    minus `mean`. shares: (classes, 1), of the vectors. basis: (C, original C), of the vectors'
+    span, if they are longer than there are vectors, and LONG; None: their own numbers.
     """
 
     mean: np.ndarray
     within: np.ndarray
     centers: np.ndarray
     shares: np.ndarray
+    basis: np.ndarray | None = None
     _whitening: dict[float, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -345,7 +348,10 @@ class ClassSpread:
 
 def class_spread(vectors: np.ndarray, labels: np.ndarray) -> ClassSpread:
     """The spread of the unit vectors of `vectors` (N, C). labels: (N,) class numbers."""
-    unit = _unit(vectors)
+    unit, basis = _unit(vectors), None
+    if unit.shape[1] > max(len(unit), LONG):
+        basis = _span(unit)
+        unit = unit @ basis.T
     mean = unit.mean(axis=0)
     codes = np.unique(labels, return_inverse=True)[1]
     counts = np.bincount(codes)[:, None]
@@ -353,8 +359,16 @@ def class_spread(vectors: np.ndarray, labels: np.ndarray) -> ClassSpread:
     np.add.at(sums, codes, unit)
     within = unit - (sums / counts)[codes]
     return ClassSpread(
-        mean, within.T @ within / len(unit), sums / counts - mean, counts / len(unit)
+        mean, within.T @ within / len(unit), sums / counts - mean, counts / len(unit), basis
     )
+
+
+def _span(unit: np.ndarray) -> np.ndarray:
+    """(N, C): an orthonormal basis of the space that N vectors of length 1 lie in."""
+    products = torch.from_numpy(unit @ unit.T)
+    products.diagonal().add_(1e-6)  # copies of an image add no direction
+    factor = torch.linalg.cholesky(products)
+    return torch.linalg.solve_triangular(factor, torch.from_numpy(unit), upper=False).numpy()
 
 
 def within_class_whitening(spread: ClassSpread, *, shrinkage: float = 0.9) -> Projection:
@@ -362,7 +376,7 @@ def within_class_whitening(spread: ClassSpread, *, shrinkage: float = 0.9) -> Pr
 
     shrinkage: 1 only moves the mean to 0; small values trust a covariance of few vectors.
     """
-    return _from_mean(spread.whitening_matrix(shrinkage), spread.mean)
+    return _from_mean(spread.whitening_matrix(shrinkage), spread)
 
 
 def discriminant(spread: ClassSpread, *, shrinkage: float = 0.6, rest: float = 0.3) -> Projection:
@@ -376,7 +390,7 @@ def discriminant(spread: ClassSpread, *, shrinkage: float = 0.6, rest: float = 0
     _, lengths, axes = np.linalg.svd(spread.between @ white.T, full_matrices=False)  # (., C) rows
     ratios = lengths**2 / spread.level
     gains = (1 - rest) * (ratios / (ratios + 1)) ** 0.5
-    return _from_mean(rest * white + (axes.T * gains) @ (axes @ white), spread.mean)
+    return _from_mean(rest * white + (axes.T * gains) @ (axes @ white), spread)
 
 
 def class_logits(spread: ClassSpread, *, shrinkage: float, temperature: float) -> Projection:
@@ -390,15 +404,16 @@ def class_logits(spread: ClassSpread, *, shrinkage: float, temperature: float) -
     scale = 1 / (temperature * spread.level)
     centers = spread.centers @ white.T  # (classes, C)
     weight = scale * centers @ white
-    projection = Projection(weight.shape[1], weight.shape[0])
-    _set(projection, weight, -weight @ spread.mean - scale / 2 * (centers**2).sum(axis=1))
-    return projection
+    return _from_mean(weight, spread, -scale / 2 * (centers**2).sum(axis=1))
 
 
-def _from_mean(weight: np.ndarray, mean: np.ndarray) -> Projection:
-    """x → weight · (x - mean)."""
+def _from_mean(weight: np.ndarray, spread: ClassSpread, bias: np.ndarray | float = 0) -> Projection:
+    """x → weight · (x - mean of the vectors) + bias."""
+    offset: np.ndarray = bias - weight @ spread.mean
+    if spread.basis is not None:
+        weight = weight.astype(np.float32) @ spread.basis.astype(np.float32)
     projection = Projection(weight.shape[1], weight.shape[0])
-    _set(projection, weight, -weight @ mean)
+    _set(projection, weight, offset)
     return projection
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from vizsla.data.preprocess import Preprocess
 from vizsla.errors import ModelError
-from vizsla.model.catalogue import NO_CLS, WITH_CLS, BackboneSpec
+from vizsla.model.catalogue import NO_CLS, WITH_CLS, WITH_STAGES, BackboneSpec
 from vizsla.model.weights import State
 
 log = logging.getLogger("vizsla.model")
 
+STAGES = 2  # whose maps the pooling of this name takes
 MAX_PREFIX_TOKENS = 8  # CLS and registers, before the tokens of a grid
 
 
@@ -80,10 +81,32 @@ def timm_features(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     return found[:, prefix:], found[:, :prefix]
 
 
+def timm_stages(network: Any, images: Tensor) -> list[Tensor]:
+    """A convolutional timm network's map (B, C, H, W), then those of its last STAGES stages."""
+    final, maps = network.forward_intermediates(images, indices=STAGES, output_fmt="NCHW")
+    return [final, *maps]
+
+
+def stage_channels(network: Any) -> list[int]:
+    """Channels of the last STAGES stages of a convolutional timm network."""
+    return [info["num_chs"] for info in list(network.feature_info)[-STAGES:]]
+
+
 def timm_poolings(network: Any) -> tuple[str, ...]:
     """The poolings of a timm network: with CLS if it has such a token."""
     prefix: int = getattr(network, "num_prefix_tokens", 0)
     return WITH_CLS if prefix and getattr(network, "cls_token", None) is not None else NO_CLS
+
+
+def timm_map_poolings(network: Any, images: Tensor) -> tuple[str, ...]:
+    """The poolings of a timm network that gives a map: with its stages if it can give their maps
+    too."""
+    try:
+        found = [tuple(one.shape[:2]) for one in timm_stages(network, images)[1:]]
+        expected = [(len(images), channels) for channels in stage_channels(network)]
+    except (AttributeError, TypeError, ValueError, AssertionError, KeyError):
+        return NO_CLS
+    return WITH_STAGES if found == expected else NO_CLS
 
 
 def check_timm_size(name: str, network: Any, size: int) -> None:

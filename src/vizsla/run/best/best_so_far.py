@@ -11,7 +11,7 @@ from typing import Any
 from vizsla.choose.validation import Trial
 from vizsla.progress import Report
 from vizsla.run.best.candidates import Candidate, HeldOut, Network
-from vizsla.run.best.journal import BETTER, FAILED, NO_TIME, Journal, Step, TimeIsUp
+from vizsla.run.best.journal import BETTER, FAILED, NO_TIME, STOPPED, Journal, Step, TimeIsUp
 from vizsla.run.config import RunConfig
 from vizsla.run.finish import record_validation
 from vizsla.run.fused_runs import CONCAT, FusionConfig
@@ -132,7 +132,7 @@ class BestSoFar:
             self._skip(Step(stage, name, verdict=NO_TIME, needs=round(budget, 1)))
             return None
         if not self.journal.begin(key):
-            step = Step(stage, name, verdict="left out: it stopped the command twice")
+            step = Step(stage, name, verdict=STOPPED)
             self.journal.end(key, step, LEFT_OUT)
             return None
         # the first step includes the first complete run

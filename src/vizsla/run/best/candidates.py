@@ -59,6 +59,7 @@ class Network:
     image_size: int | None = None
     framing: str | None = None
     views: str | None = None
+    pooling: str | None = None
     name: str = ""
 
     def __str__(self) -> str:
@@ -66,7 +67,9 @@ class Network:
             return self.name
         weights = "" if self.weights == "pretrained" else f"({Path(self.weights).stem})"
         size = f"{self.image_size}px" if self.image_size else ""
-        return " ".join(filter(None, [self.model, weights, size, self.framing, self.views]))
+        return " ".join(
+            filter(None, [self.model, weights, size, self.framing, self.views, self.pooling])
+        )
 
     @property
     def key(self) -> str:
@@ -76,7 +79,7 @@ class Network:
 
     def config(self, shared: RunConfig, **changes: Any) -> RunConfig:
         """The run of this network alone, without sheets; without refinement unless given."""
-        names = ("model", "weights", "image_size", "framing", "views")
+        names = ("model", "weights", "image_size", "framing", "views", "pooling")
         own = {name: getattr(self, name) for name in names}
         return dataclasses.replace(shared, **{**own, "figures": 0, "refine": "none", **changes})
 

@@ -21,7 +21,8 @@ SAVE_SECONDS = 5.0  # between two records of the time spent
 FAILED = "failed: "  # begins the verdict of a step that did
 STOPS = 2  # times that a step may stop the whole command; then it is skipped
 BETTER, NO_TIME = "kept", "no time"
-USED = "kept for all"  # of a framing: it takes no more time, so any gain is enough
+STOPPED = "left out: it stopped the command twice"
+USED = f"{BETTER} for all"  # of a framing: it takes no more time, so any gain is enough
 IN_WORDS = {
     "frozen": "the model", "joined": "joining", "head": "a head for", "chain": "re-ranking by",
     "image size": "larger images of", "views": "mirrored images of", "fine-tuned": "fine-tuning",
@@ -152,7 +153,7 @@ class Journal:
         return True
 
     def end(self, name: str, step: Step | None, found: Any = None) -> None:
-        """Records what a step has found; None: a failure, which is not tried again."""
+        """Records what a step has found; None: a failure, which only a later call tries again."""
         self.begun.pop(name, None)
         self.known[name] = found
         if step is not None:

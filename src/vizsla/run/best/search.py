@@ -25,16 +25,19 @@ from vizsla.data.fingerprint import fingerprint
 from vizsla.data.splits import NEW, SEEN, target_of
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
+from vizsla.model.build import resolve_backbone
 from vizsla.model.catalogue import find_backbone
 from vizsla.model.embedder import read_config
 from vizsla.model.hub import obtainable
 from vizsla.model.model_card import Origin
+from vizsla.model.open_model import embedder_folder
 from vizsla.options import COVER, SQUASH, BestOptions, RunOptions
 from vizsla.progress import Report, reporting, waiting
 from vizsla.run.best.best_so_far import FITTING, LOADING, OVERRUN, BestSoFar
 from vizsla.run.best.candidates import Candidate, Network
 from vizsla.run.best.journal import (
     NO_TIME,
+    STOPPED,
     USED,
     Journal,
     Step,
@@ -62,7 +65,8 @@ MODELS = (  # tried where their weights are here, or can be downloaded; the firs
     "siglip2-b16", "clip-vit-b16", "convnext-tiny",
 )  # fmt: skip
 HALVING_SHARE = 0.15  # of the budget: if all models take more, the worse half is left out early
-LOOK_SHARE = 0.2  # of the budget that the vectors of squashed images may take, for each network
+SQUASHED_SHARE = 0.2  # of the budget that the vectors of squashed images may take, for each network
+STAGES = "stages"  # the pooling
 SIZES = (1.3, 1.6)  # times the image size that a network was trained with
 FROZEN_SHARE = 0.15  # of the budget that a model may take that is tried before heads and chains
 # of the budget, that a head of the first model may take before others are tried
@@ -207,6 +211,7 @@ class _Search:
         self.held_out = self.journal.known["held out"] = self.held.on.description()
         networks = self._framed(networks)
         if self._head_gains_early(networks[0]):
+            networks = self._with_stages(networks)
             self._head()
         slower = self._try_frozen(networks)
         self._join()
@@ -218,7 +223,7 @@ class _Search:
                 self._join()
                 self._head()
             self._chain()
-        if self._look_again():
+        if self._join_squashed():
             self._chain()
         is_thorough = self.config.budget >= THOROUGH
         if is_thorough:
@@ -264,7 +269,7 @@ class _Search:
             folder = Path(network.model)
             if not data.training or not folder.is_dir():
                 continue
-            folder = folder / "embedder" if is_run(folder) else folder
+            folder = embedder_folder(folder)
             domains = domains_beside(folder)
             images = with_domains(data.training, domains) if domains else data.training
             own = held_out_before(
@@ -370,6 +375,20 @@ class _Search:
             for one in networks
         ]
 
+    def _with_stages(self, networks: list[Network]) -> list[Network]:
+        """The networks with statistics of their last stages beside their vectors: under a head of
+        seen classes these gain, without a head they lose."""
+        staged = [_with_stages(network) for network in networks]
+        if self.validating["validate_on"] != SEEN or staged[0] == networks[0]:
+            return networks
+        try:
+            trial = self.held.trial(Candidate((staged[0],)), self.so_far.report)
+        except TimeIsUp:
+            return networks
+        self.so_far.singles = {staged[0]: trial}
+        self.held.forget(networks[0])
+        return staged
+
     def _try_frozen(self, networks: Sequence[Network]) -> list[Network]:
         """Tries models as they are; of many, only the better half on few images. Slow ones are not
         tried yet, but returned."""
@@ -409,16 +428,23 @@ class _Search:
         return tried
 
     def _better_half(self, networks: Sequence[Network]) -> list[Network]:
-        """The better half by few images, which also show how fast each one is; all, if these are
-        at most two, or fast. Of slow ones also all, without a look."""
+        """The better half of the networks by their values on few images; all if they are two at
+        most, or fast. Slow networks are not tried on few images, and are all returned, last."""
         name = "frozen: on few images"
         values: dict[str, float] = self.journal.known.setdefault(name, {})
+        stopped: list[Network] = []
         for network in networks:
-            if network.key in values or not self.journal.begin(f"{name} {network}"):
+            is_known_as_slow = network.key in self.so_far.times and self._is_slow(network)
+            if network.key in values or is_known_as_slow:
+                continue
+            if not self.journal.begin(f"{name} {network}"):
+                stopped.append(network)
                 continue
             try:
                 self.held.timed(network, self.so_far.report)
-                if not self._is_slow(network):
+                if self._is_slow(network):
+                    self.held.forget(network)
+                else:
                     values[network.key] = self.held.first_impression(network, self.so_far.report)
             except TimeIsUp:
                 break
@@ -440,25 +466,31 @@ class _Search:
                 Step("frozen", str(network), value=value, verdict="worse early")
             )
             self.held.forget(network)
-        return ordered[:kept] + [network for network in networks if network not in known]
+        self.so_far.skipped += [Step("frozen", str(one), verdict=STOPPED) for one in stopped]
+        return ordered[:kept] + [one for one in networks if one not in [*known, *stopped]]
 
-    def _look_again(self) -> bool:
-        """Joins with the best what its networks give for squashed images; says whether it gained.
-        A head is fitted to all of them. Of seen classes only one network, since fine-tuning gains
-        more there; of new ones one after another, as long as that gains."""
+    def _join_squashed(self) -> bool:
+        """Joins the best with the vectors of squashed images by its networks, and fits its head to
+        all of them. Returns whether one was kept.
+
+        If the test classes are seen, one network is tried, since fine-tuning gains more; if they
+        are new, one after another, until one does not gain.
+        """
         has_gained, is_new = False, self.validating["validate_on"] == NEW
         for network in self._most_promising(JOINED if is_new else 1):
             assert self.so_far.plain is not None
             plain = self.so_far.plain.candidate
             if network not in plain.networks or network.name or Path(network.model).is_dir():
                 continue
+            if self.held.runtime(network).embedder.preprocess.framed_as == SQUASH:
+                continue  # it sees images so as it is
             squashed = dataclasses.replace(network, framing=SQUASH)
             self.so_far.times.setdefault(squashed.key, self.so_far.times.get(network.key, 0.0))
             needs = self.so_far.seconds(squashed, len(self.held.drawn.images))
             if plain.head != "none":
                 needs += self.so_far.seconds(squashed, len(self.held.others))
                 needs += FITTING * self.so_far.times.get("heads", 0.0)
-            if needs > LOOK_SHARE * self.config.budget:
+            if needs > SQUASHED_SHARE * self.config.budget:
                 continue
             weights = [*plain.weights, plain.weights[plain.networks.index(network)]]
             joined = dataclasses.replace(
@@ -642,7 +674,7 @@ class _Search:
                 seconds -= self.so_far.seconds(network, len(self.held.others))
                 seconds -= self._seconds_of_heads
             if one_pass := self._pass_seconds(network):
-                seconds = min(seconds, MOST_PASSES * one_pass)
+                seconds = min(seconds, max(LEAST_TUNING, MOST_PASSES * one_pass))
             if plans and seconds < LONGER * plans[-1]:
                 continue
             least = max(LEAST_TUNING, LEAST_PASSES * self._pass_seconds(network))
@@ -719,6 +751,13 @@ class _Search:
             if key not in best or trial.value > best[key][0]:
                 best[key] = trial.value, source
         return [n for _, n in sorted(best.values(), key=lambda pair: -pair[0])][:count]
+
+
+def _with_stages(network: Network) -> Network:
+    """The network with the pooling `stages`; as it is if it has none, or is an embedder."""
+    is_given = Path(network.model).is_dir()
+    poolings = () if is_given else resolve_backbone(network.model).poolings or ()
+    return dataclasses.replace(network, pooling=STAGES) if STAGES in poolings else network
 
 
 def _is_variant(network: Network, others: Sequence[Network]) -> bool:
