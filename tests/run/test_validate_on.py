@@ -14,7 +14,7 @@ from vizsla.data.data_folders import open_data
 from vizsla.data.demo import make_demo
 from vizsla.embed.embeddings import Embeddings
 from vizsla.model.embedder import Embedder
-from vizsla.run import validate_on
+from vizsla.run import earlier_training, validate_on
 from vizsla.run.accepting import CALIBRATION
 from vizsla.run.config import RunConfig, recorded_config
 from vizsla.run.fused_runs import FusionConfig
@@ -293,11 +293,11 @@ def test_other_images_than_those_of_a_training_are_all_new(
     for folder, is_new in ((named, True), (tinted, False)):
         images = open_data(folder).training
         assert images is not None
-        assert (validate_on.held_out_before(embedder.origin, images) == {}) == is_new
+        assert (earlier_training.held_out_before(embedder.origin, images) == {}) == is_new
     second = trained(named, tmp_path / "b", Path(first["model"]), validate_on="new-classes")
     origin = Embedder.load(second["model"]).origin
     found = [
-        validate_on.held_out_before(origin, images)
+        earlier_training.held_out_before(origin, images)
         for images in (open_data(tinted).training, open_data(named).training)
         if images is not None
     ]

@@ -14,9 +14,9 @@ class Origin:
 
     weights_file: the file's name. training: of the last training whose result was kept: `kept`,
     `is_finetuned`, `loss_function`, `num_epochs`, `final_train_loss`, `num_classes`, `images` and
-    `options`, those that are not the defaults, among them `before`: those of the training that it
-    continued; `trained_on`, of each training a sample of its images (`data.fingerprint`), the last
-    one last; `validation`, its scores on held-out images. None if nothing was trained.
+    `options`, with `before` among them: those of the training that it continued; `trained_on`, of
+    each training a sample of its images (`data.fingerprint`), the last one last; `validation`, its
+    scores on held-out images. None if nothing was trained.
     """
 
     weights: str | None = None

@@ -504,7 +504,7 @@ def _sheet(data: ReportData, row: int, score: str) -> dict[str, Any]:
         notes.append("nothing is sure enough to be accepted")
     elif ranking.accepted is not None:
         notes.append(f"{ranking.accepted[row]} accepted" if ranking.accepted[row]
-                     else "not in the gallery: none accepted")  # fmt: skip
+                     else "none accepted: perhaps not in the gallery")  # fmt: skip
     return {"query": query, "notes": notes, "picture": picture, "tiles": tiles}
 
 

@@ -62,7 +62,7 @@ def draw_sheet(
 
     A result whose `correct` is known has a green or red frame, and a mark for people who cannot
     tell the two colours apart. accepted: a line is drawn after so many results, and the others are
-    pale; with 0 the sheet says that the query is not in the gallery, and has no results.
+    pale; with 0 the sheet says that the query is perhaps not in the gallery, and has no results.
     """
     absent = bool(results) and accepted == 0
     nearest, results = results[:1], [] if absent else results

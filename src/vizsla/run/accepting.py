@@ -49,8 +49,8 @@ MOST_PARTS = 5  # of the classes; a projection is fitted again without each
 FEW_CLASSES = 20  # fewer are too few to calibrate a tuned model on without a warning
 CALIBRATION = "calibration.json"  # in a run's folder
 WHITENED = (
-    "--accept cannot learn what scores mean: the projection (%s) is fitted to the training images, "
-    "whose scores are not those of new ones: give --whiten none"
+    "what scores mean cannot be learned here, since --whiten %s is fitted to the training images, "
+    "whose scores are then not those of new images: give --whiten none"
 )
 KNOWN_CLASSES = (
     "--accept is learned on classes that the model was trained on, also for queries with nothing "
@@ -294,8 +294,9 @@ def _cross_fitted(
     """The classes in parts: the images of one are queries, by projections that are fitted to the
     other parts. [] if a part has no draw.
 
-    If the test classes are seen, a part's queries have nothing in the gallery, and the images of
-    the others are divided once more: those that no projection is fitted to can be found.
+    If the test classes are those of the training images, the projection is fitted to only a share
+    of the other classes' images: the rest of these are queries with a match, and the gallery. The
+    images of the part are queries without a match.
     """
     images = at_most(training_part(data.training, config.data, "--accept"), seed=config.seed)
     labels = class_codes(images)

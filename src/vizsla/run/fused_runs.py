@@ -21,7 +21,7 @@ from vizsla.choose.validation import (
     validation_set,
 )
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import NEW, held_out, training_part
+from vizsla.data.splits import NEW, SPLITTING, held_out, training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.projected import fitted_projection, projected, projection_makers
 from vizsla.errors import DataError, UsageError
@@ -37,6 +37,7 @@ from vizsla.run.accepting import (
     with_same_evidence,
 )
 from vizsla.run.config import RunConfig
+from vizsla.run.earlier_training import MAY_HAVE_SEEN, held_out_before
 from vizsla.run.embedding import Progress
 from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.run.members import Member
@@ -426,23 +427,28 @@ def _validation(
 def _config_of_validation(members: Sequence[Member]) -> RunConfig:
     """That of the run whose training held images out, or of the first one. DataError: trainings
     held out different ones."""
-    tuned = [member.config for member in members if member.is_tuned]
-    if any(_splitting(config) != _splitting(tuned[0]) for config in tuned):
+    tuned = [member for member in members if member.is_tuned]
+    if not tuned:
+        return members[0].config
+    config = tuned[0].config
+    if any(_splitting(member.config) != _splitting(config) for member in tuned):
         raise DataError(
-            "the models were tuned with different images held out, so that no image is new to all: "
-            "tune them with the same --validate-on and --seed, or leave out --accept and give "
-            "--fusion and --fusion-weights"
+            "the models' trainings held out different images, so that none is new to all: tune "
+            "them with the same --validate-on and --seed; or leave out --accept, and give a method "
+            "and weights instead of auto"
         )
-    return (tuned or [members[0].config])[0]
+    data, split = folders_of(config), dataclasses.asdict(config.training)
+    if data.training is not None:
+        target = target_in(data, truth_in(config, data))
+        for member in tuned:
+            if held_out_before(member.origin, data.training, target, split) is None:
+                log.warning(MAY_HAVE_SEEN, member.name)
+    return config
 
 
 def _splitting(config: RunConfig) -> tuple[Any, ...]:
     """What decides which images a training holds out."""
-    options = config.training
-    return (
-        options.validate_on, options.split_by, options.query_domain, options.gallery_domain,
-        options.share, options.draws, options.seed, config.exclude,
-    )  # fmt: skip
+    return (*(getattr(config.training, name) for name in SPLITTING), config.exclude)
 
 
 def _concatenated(

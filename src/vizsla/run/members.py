@@ -13,7 +13,8 @@ from vizsla.data.imageset import ImageSet
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.local_features import LOCAL
 from vizsla.errors import DataError
-from vizsla.model.embedder import Embedder
+from vizsla.model.embedder import Embedder, read_config
+from vizsla.model.model_card import Origin
 from vizsla.run.accepting import (
     CALIBRATION,
     FROZEN_ROLE,
@@ -25,6 +26,7 @@ from vizsla.run.accepting import (
     rounds_for,
 )
 from vizsla.run.config import RunConfig, recorded_config
+from vizsla.run.earlier_training import has_seen
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.score.calibration import SURE, Calibration
@@ -63,10 +65,20 @@ class Member:
         """The refinement that this run was ranked with."""
         return parse_chain(self.record.get("refine", {}).get("chain", "none"))
 
-    @property
+    @functools.cached_property
+    def origin(self) -> Origin:
+        """Where the weights of its model come from."""
+        return Origin(**(read_config(self.run.folder / "embedder").get("origin") or {}))
+
+    @functools.cached_property
     def is_tuned(self) -> bool:
-        """Whether it has seen the training images' labels."""
-        return self.record.get("training", {}).get("kept", "frozen") != "frozen"
+        """Whether it has seen the training images' labels, or may have."""
+        if self.record.get("training", {}).get("kept", "frozen") == "frozen":
+            return False
+        images = folders_of(self.config).training
+        if images is None or self.origin.training is None:
+            return True
+        return has_seen(self.origin, images)
 
     def rank(self, queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
         """A gallery ranked for queries as the run ranked its own, by its model's vectors."""

@@ -46,6 +46,7 @@ from vizsla.run.accepting import (
     with_same_evidence,
 )
 from vizsla.run.config import REFINEMENT, RunConfig, check_compute, compute_for, resolved
+from vizsla.run.earlier_training import validated_as_trained
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.finish import RunResult, finish_run
 from vizsla.run.inputs import (
@@ -58,7 +59,6 @@ from vizsla.run.inputs import (
 from vizsla.run.tile_choice import chosen_in_run
 from vizsla.run.validate_on import (
     VALIDATION,
-    as_held_out_before,
     before_training,
     by_embeddings,
     keep_assigned_domains,
@@ -105,7 +105,7 @@ def run(
         _require_defined_for_tiles(embedder, config)
         compute = compute_for(config, embedder, data)
         target = target_in(data, truth)
-        config, training, is_new = as_held_out_before(config, data.training, target, embedder)
+        config, training, is_new = validated_as_trained(config, data.training, target, embedder)
         config, training = before_training(
             config, training, (data.query, data.gallery), embedder, compute, report
         )

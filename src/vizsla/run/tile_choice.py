@@ -30,8 +30,9 @@ from vizsla.model.embedder import Embedder
 from vizsla.options import ModelChoice, TuneConfig
 from vizsla.progress import Report
 from vizsla.run.config import TILES, RunConfig
+from vizsla.run.earlier_training import MAY_HAVE_SEEN, domains_of, held_out_before
 from vizsla.run.embedding import TILED, RunEmbedder
-from vizsla.run.validate_on import UNKNOWN, held_out_before
+from vizsla.run.inputs import with_domains
 from vizsla.workspace import Run
 
 log = logging.getLogger("vizsla.run")
@@ -65,9 +66,11 @@ def embedder_with_chosen_tiles(
                 kept=False,
             )  # fmt: skip
 
+        domains = domains_of(embedder)
+        images = with_domains(images, domains) if domains else images
         earlier = held_out_before(embedder.origin, images)
         if earlier is None:
-            log.warning(UNKNOWN, embedder.name)
+            log.warning(MAY_HAVE_SEEN, embedder.name)
         kind = safer_kind(images.labels or [])
         config = TuneConfig(**{"validate_on": kind, "seed": seed, **(earlier or {})})
         found = _chosen(images, config, None, frozen=earlier == {}, embed=vectors)

@@ -23,10 +23,11 @@ from vizsla.options import TrainConfig
 from vizsla.output import charts
 from vizsla.progress import reporting
 from vizsla.run.config import DOMAINS, RunConfig, check_compute
+from vizsla.run.earlier_training import validated_as_trained
 from vizsla.run.embedding import Progress
 from vizsla.run.inputs import open_folders, training_images
 from vizsla.run.teaching import VECTORS, teacher_of
-from vizsla.run.validate_on import as_held_out_before, before_training, keep_assigned_domains
+from vizsla.run.validate_on import before_training, keep_assigned_domains
 from vizsla.train.batch_gradient import Processes, open_processes
 from vizsla.train.frozen_vectors import FEATURES, PART
 from vizsla.train.job import WITHOUT_EFFECT, training_compute
@@ -107,7 +108,7 @@ def train(
     with reporting(progress) as report:
         compute = training_compute(config.training)
         test = _test_images(config)
-        config, known, _ = as_held_out_before(config, images, target, embedder)
+        config, known, _ = validated_as_trained(config, images, target, embedder)
         config, known = before_training(config, known, test, embedder, compute, report)
     images = training_part(known, config.data)
     settings = _settings(images, embedder, target, config)

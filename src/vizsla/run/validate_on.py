@@ -1,14 +1,14 @@
 """`--validate-on auto` → the classes and domains of validation, by how the test images look.
 
 Decided without test labels, by vectors of training and test images (choose/seen_classes.py,
-choose/domains.py), once; what is decided is written into the run's configuration. A model that was
-trained on some of the images is validated on those that its training held out.
+choose/domains.py), once; what is decided is written into the run's configuration. Of a model that
+was trained before, its training decides (earlier_training.py).
 """
 
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,39 +19,26 @@ from vizsla import storage
 from vizsla.choose.domains import domain_gap, domain_roles
 from vizsla.choose.seen_classes import PER_CLASS, seen_share
 from vizsla.choose.validation import MOST_POOL
-from vizsla.data.fingerprint import in_sample
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import (
     AUTO,
     NEW,
     SEEN,
-    SPLITTING,
-    Target,
     has_assigned_domains,
-    held_out,
     safer_kind,
 )
 from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
-from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
-from vizsla.model.model_card import Origin
-from vizsla.options import TuneConfig
 from vizsla.progress import Report
 from vizsla.run.config import DOMAINS, RunConfig, recorded_config
 from vizsla.run.embedding import RunEmbedder
-from vizsla.run.inputs import with_domains
 from vizsla.workspace import Run
 
 log = logging.getLogger("vizsla.run")
 
 VALIDATION = "validation"  # the embeddings of training images in a run's folder
-UNKNOWN = (
-    "%s may have been trained on images that validation holds out, so what is chosen or learned on "
-    "them may look better than it is: leave out --validate-on, --split-by and share; or, if it was "
-    "trained by an earlier version or before the images changed, train it anew"
-)
 TOO_FEW = "too few images or classes to tell whether those of the test part are new"
 TRAINING_IMAGES, TEST_IMAGES = 600, 400  # that are embedded before a training, at most
 
@@ -210,73 +197,6 @@ def validate_on_by_vectors(
 
 def _log_safer(kind: str, why: str) -> None:
     log.info("validating on %s: %s", kind, why)
-
-
-# ── models that were trained before ──────────────────────────────────────────────────────────────
-
-
-def held_out_before(
-    origin: Origin,
-    images: ImageSet,
-    target: Target | None = None,
-    given: Mapping[str, Any] | None = None,
-) -> dict[str, Any] | None:
-    """The options by which a model's training held out some of these images; {} if all are new to
-    the model, None if it is not known which are, or if options that are given hold out others.
-
-    images: with the domains of that training. given: options of validation; others than `auto` win.
-    """
-    if origin.training is None:
-        return {}
-    options, samples = origin.training["options"], origin.training.get("trained_on", [None])
-    if None in samples:  # trained before this was recorded
-        return None
-    trained = [in_sample(images, sample) for sample in samples]
-    while trained and not trained[-1].any():  # on other images
-        trained.pop()
-        options = options.get("before", {})
-    if not trained:
-        return {}
-    asked = {k: v for k, v in (given or {}).items() if k in SPLITTING and v not in (None, AUTO)}
-    found = {name: options[name] for name in SPLITTING} | asked
-    try:
-        parts = held_out(images, TuneConfig.from_options(found), target)
-    except DataError:  # the images have changed, or their domains are not known
-        return None
-    kept = np.isin(np.flatnonzero(np.any(trained, axis=0)), parts.training)
-    return found if kept.all() else None
-
-
-def as_held_out_before(
-    config: RunConfig, training: ImageSet | None, target: Target | None, embedder: Embedder
-) -> tuple[RunConfig, ImageSet | None, bool]:
-    """The configuration with what the model's earlier training held out, the training images with
-    its domains, and whether all of them are new to the model. Warns where this is not known."""
-    if not training or embedder.origin.training is None:
-        return config, training, True
-    given = config.tuning if config.tuning is not None else config.validating
-    domains = config.domains or domains_beside((embedder.source or {}).get("model", ""))
-    images = with_domains(training, domains) if domains else training
-    found = held_out_before(embedder.origin, images, target, given)
-    if found == {}:
-        return config, training, True
-    if found is not None:
-        log.info(
-            "validating on %s, seed %d: what the training of %s held out",
-            found["validate_on"], found["seed"], embedder.name,
-        )  # fmt: skip
-        return with_validation(dataclasses.replace(config, domains=domains), **found), images, False
-    if config.tuning is not None or AUTO in (config.refine, config.tiles) or config.accept:
-        log.warning(UNKNOWN, embedder.name)
-        if config.training.validate_on == AUTO:
-            config = with_validation(config, validate_on=safer_kind(training.labels or []))
-    return config, training, False
-
-
-def domains_beside(embedder: str | Path) -> str | None:
-    """The file of the domains that the training assigned which made this folder, if it did."""
-    file = Path(embedder).parent / DOMAINS
-    return str(file) if file.exists() else None
 
 
 def with_validation(config: RunConfig, **options: Any) -> RunConfig:

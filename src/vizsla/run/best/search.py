@@ -46,15 +46,10 @@ from vizsla.run.best.journal import (
 )
 from vizsla.run.best.result import BestResult, finished
 from vizsla.run.config import DOMAINS, RunConfig
+from vizsla.run.earlier_training import MAY_HAVE_SEEN, domains_beside, held_out_before
 from vizsla.run.inputs import folders_of, with_domains
 from vizsla.run.pipeline import run
-from vizsla.run.validate_on import (
-    UNKNOWN,
-    before_training,
-    domains_beside,
-    held_out_before,
-    keep_assigned_domains,
-)
+from vizsla.run.validate_on import before_training, keep_assigned_domains
 from vizsla.train.optimizer import suits_adapters
 from vizsla.workspace import Run, is_run
 
@@ -186,7 +181,7 @@ class _Search:
         self.config, self.so_far = config, so_far
         self.held, self.journal = so_far.held, so_far.journal
         self.held_out = ""  # what images the choices were made on, in words
-        self.held_out_before: dict[str, Any] = {}  # options of the training of a given model
+        self.given_split: dict[str, Any] = {}  # options of the training of a given model
 
     def all_steps(self) -> None:
         """All steps, from cheap to expensive, until the time is spent."""
@@ -262,8 +257,8 @@ class _Search:
         return [Network(model, weight) for model, weight in known]
 
     def _with_one_split(self, networks: Sequence[Network]) -> list[Network]:
-        """Without models that were trained on what is held out, or may have been: that is, what the
-        training of the first model held out which was trained on some of these images."""
+        """The networks without those that were, or may have been, trained on images that are held
+        out. The first one whose training used some of these images decides what is held out."""
         data, left_out = self.held.data, []
         for network in networks:
             folder = Path(network.model)
@@ -275,15 +270,15 @@ class _Search:
             own = held_out_before(
                 Origin(**read_config(folder).get("origin") or {}), images,
                 target_of(data.query, data.gallery),
-                {**(self.so_far.shared.validating or {}), **self.held_out_before},
+                {**(self.so_far.shared.validating or {}), **self.given_split},
             )  # fmt: skip
-            if own is None or (own and self.held_out_before not in ({}, own)):
+            if own is None or (own and self.given_split not in ({}, own)):
                 left_out.append(network)
-            elif own and not self.held_out_before:
-                self.held_out_before = own
+            elif own and not self.given_split:
+                self.given_split = own
                 self.held.data = dataclasses.replace(data, training=images)
         if len(left_out) == len(networks):  # they are compared with each other
-            log.warning(UNKNOWN, ", ".join(map(str, networks)))
+            log.warning(MAY_HAVE_SEEN, ", ".join(map(str, networks)))
             return list(networks)
         for network in left_out:
             log.warning("%s is left out: it was, or may have been, trained on images that are held "
@@ -322,7 +317,7 @@ class _Search:
         assert images is not None
         known = self.journal.known.get("validating")
         if known is None:
-            asked = {**(self.so_far.shared.validating or {}), **self.held_out_before}
+            asked = {**(self.so_far.shared.validating or {}), **self.given_split}
             config = self.so_far.config_of(
                 first, tuning={**asked, "finetune": "head"}, validating=None
             )
