@@ -13,12 +13,14 @@ from vizsla.choose.seen_classes import SeenShare
 from vizsla.data.data_folders import open_data
 from vizsla.data.demo import make_demo
 from vizsla.embed.embeddings import Embeddings
+from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
 from vizsla.run import earlier_training, validate_on
 from vizsla.run.accepting import CALIBRATION
 from vizsla.run.config import RunConfig, recorded_config
-from vizsla.run.fused_runs import FusionConfig
+from vizsla.run.fused_runs import AUTO, FusionConfig
 from vizsla.run.inputs import folders_of
+from vizsla.run.members import Member
 from vizsla.run.pipeline import run
 from vizsla.run.several_models import run_models
 from vizsla.run.train import train
@@ -283,6 +285,30 @@ def test_assigned_domains_of_a_training_are_used_again(
         done = run(config(drawn, tmp_path, refine="auto", **model))
         assert recorded_config(done.run.folder).training.query_domain == "like the queries"
         assert not seen & set(Embeddings.open(done.run.folder / "embeddings/validation").ids)
+
+
+def test_a_run_counts_as_tuned_only_on_images_that_its_model_has_seen(
+    trained_on: list[set[str]], tinted: Path, named: Path, tmp_path: Path
+) -> None:
+    model = trained(tinted, tmp_path / "a")
+    for folder, is_tuned in ((named, False), (tinted, True)):
+        done = run(config(folder, tmp_path, **model))
+        assert "kept" in json.loads(done.result_path.read_text())["training"]
+        assert Member.of(done.run.folder).is_tuned == is_tuned
+
+
+def test_models_that_held_out_different_images_are_not_validated_together(
+    trained_on: list[set[str]], tinted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = [
+        trained(tinted, tmp_path / kind, validate_on=kind)
+        for kind in ("seen-classes", "new-classes")
+    ]
+    assert trained_on[0] != trained_on[1]
+    run_models([config(tinted, tmp_path, **model) for model in models[:1] * 2], FusionConfig(AUTO))
+    assert "may have been trained" not in caplog.text
+    with pytest.raises(DataError, match="held out different images, so that none is new to all"):
+        run_models([config(tinted, tmp_path, **model) for model in models], FusionConfig(AUTO))
 
 
 def test_other_images_than_those_of_a_training_are_all_new(
