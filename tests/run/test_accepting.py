@@ -381,10 +381,10 @@ def test_the_head_of_joined_vectors_is_fitted_again(
     else:
         for ids, part in zip(fitted_to, judged[:5], strict=True):
             assert classes_of(asked_and_found(part)[0]) == CLASS_NAMES - classes_of(ids)
-        answered = done.ranking.accepted
         absent = np.array([int(name.split("_")[0]) < ABSENT for name in done.ranking.queries])
-        assert answered is not None
-        assert (answered[~absent] > 0).mean() > (answered[absent] > 0).mean() + 0.4
+        assert done.ranking.accepted is not None and done.ranking.probability is not None
+        first = done.ranking.probability[:, 0]  # whether 0.7 is reached differs by processor
+        assert first[~absent].mean() > first[absent].mean() + 0.4
     assert finished_run.calibrate_run(done.run.folder, sure=0.7) == found
     accept = f"{done.run.folder}@0.7"
     source = GallerySource(done.run.folder, GalleryOptions(accept=accept))
@@ -416,7 +416,7 @@ def test_beside_a_tuned_network_a_head_is_fitted_to_what_that_was_trained_on(
     assert classes_of(asked_and_found(part)[0]).isdisjoint(classes_of(ids))
     assert len(part.vectors) == 2 and part.vectors[1].ids == part.images.ids
     other = Member.of(pipeline.run(config(home, accept=None, tuning=tuning)).run.folder)
-    with pytest.raises(DataError, match="so that no image is new to all"):
+    with pytest.raises(DataError, match="so that none is new to all"):
         fused_runs.joint_calibration([*members, other], fusion, 0.7, joint.ranking)
 
 
