@@ -25,7 +25,7 @@ from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import AnyProjection
 from vizsla.options import GalleryOptions
-from vizsla.run import accepting, finished_run, fused_runs, pipeline, several_models
+from vizsla.run import accepting, finished_run, functions, fused_runs, pipeline, several_models
 from vizsla.run.accepting import CALIBRATION, Accept, ClosedForm
 from vizsla.run.config import RunConfig, recorded_config
 from vizsla.run.finish import RunResult
@@ -386,6 +386,8 @@ def test_the_head_of_joined_vectors_is_fitted_again(
         first = done.ranking.probability[:, 0]  # whether 0.7 is reached differs by processor
         assert first[~absent].mean() > first[absent].mean() + 0.4
     assert finished_run.calibrate_run(done.run.folder, sure=0.7) == found
+    searched = functions.search(done.run.folder, home / "data" / "test" / "query", accept=0.7)
+    assert searched.accepted is not None and searched.probability is not None
     accept = f"{done.run.folder}@0.7"
     source = GallerySource(done.run.folder, GalleryOptions(accept=accept))
     with closing(prepare(source, ServerState())) as engine:  # a search is not refined
