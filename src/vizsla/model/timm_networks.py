@@ -16,7 +16,7 @@ from vizsla.model.weights import State
 
 log = logging.getLogger("vizsla.model")
 
-STAGES = 2  # whose maps the pooling of this name takes
+LAST_STAGES = 2  # whose maps the pooling of this name takes
 MAX_PREFIX_TOKENS = 8  # CLS and registers, before the tokens of a grid
 
 
@@ -82,14 +82,14 @@ def timm_features(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def timm_stages(network: Any, images: Tensor) -> list[Tensor]:
-    """A convolutional timm network's map (B, C, H, W), then those of its last STAGES stages."""
-    final, maps = network.forward_intermediates(images, indices=STAGES, output_fmt="NCHW")
+    """A convolutional timm network's map (B, C, H, W) and those of its LAST_STAGES last stages."""
+    final, maps = network.forward_intermediates(images, indices=LAST_STAGES, output_fmt="NCHW")
     return [final, *maps]
 
 
 def stage_channels(network: Any) -> list[int]:
-    """Channels of the last STAGES stages of a convolutional timm network."""
-    return [info["num_chs"] for info in list(network.feature_info)[-STAGES:]]
+    """Channels of the LAST_STAGES last stages of a convolutional timm network."""
+    return [info["num_chs"] for info in list(network.feature_info)[-LAST_STAGES:]]
 
 
 def timm_poolings(network: Any) -> tuple[str, ...]:

@@ -373,7 +373,7 @@ class _Search:
     def _with_stages(self, networks: list[Network]) -> list[Network]:
         """The networks with statistics of their last stages beside their vectors: under a head of
         seen classes these gain, without a head they lose."""
-        staged = [_with_stages(network) for network in networks]
+        staged = [_pooling_stages(network) for network in networks]
         if self.validating["validate_on"] != SEEN or staged[0] == networks[0]:
             return networks
         try:
@@ -748,7 +748,7 @@ class _Search:
         return [n for _, n in sorted(best.values(), key=lambda pair: -pair[0])][:count]
 
 
-def _with_stages(network: Network) -> Network:
+def _pooling_stages(network: Network) -> Network:
     """The network with the pooling `stages`; as it is if it has none, or is an embedder."""
     is_given = Path(network.model).is_dir()
     poolings = () if is_given else resolve_backbone(network.model).poolings or ()
